@@ -1,0 +1,1 @@
+"""The ways out that `perform` calls: HTTP, models, egress rules, breakers."""

@@ -1,0 +1,1 @@
+"""Secrets: kept sealed, injected by an adapter, never seen by an agent."""

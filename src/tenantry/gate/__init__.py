@@ -1,0 +1,1 @@
+"""The six steps every action takes: identify, authorize, begin, credential, perform, settle."""

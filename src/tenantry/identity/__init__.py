@@ -1,0 +1,1 @@
+"""Who calls: hashed API keys, run tokens, envelopes, the limiter of failed authentication."""

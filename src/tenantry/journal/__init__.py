@@ -1,0 +1,1 @@
+"""What happened: sealed entries at gapless log positions, written before the effect."""

@@ -1,0 +1,1 @@
+"""Cedar policies in layers: parsed once a version, decided in process, with reasons and obligations."""

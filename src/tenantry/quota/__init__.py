@@ -1,0 +1,1 @@
+"""Meters, windows and reservations: used + reserved never exceeds a limit."""

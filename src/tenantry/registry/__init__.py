@@ -1,0 +1,1 @@
+"""What is registered: tenants, workspaces, agents, tools, models."""

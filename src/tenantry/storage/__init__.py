@@ -1,0 +1,1 @@
+"""PostgreSQL: shards, scopes, statements, sealing, migrations, the embedded server; the only door to data."""

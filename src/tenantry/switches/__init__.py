@@ -1,0 +1,1 @@
+"""Kill, modes and freeze: their history, epochs and acknowledgement."""

@@ -1,0 +1,1 @@
+"""What all HTTP faces share: the table of verdicts, problem details, paging."""
