@@ -1,9 +1,9 @@
 """Builds `.venv` from a hash lock and keeps it current: `install.py runtime|test|dev`.
 
-States of `.venv`: absent; unfinished (no stamp, or the `unfinished` mark stands: rebuilt from nothing); current at a
-level (its stamp holds the digest of lock, interpreter and place). The mark is set before pip writes and lifted after
-the stamps, so a kill at any point leaves a state that the next call mends. A current environment is found without a
-lock, a write or the network. Levels nest (runtime < test < dev) with equal pins, so a higher one adds to a lower one.
+States of `.venv`: absent; unfinished (no stamp, or the mark stands: rebuilt from nothing); current at a level
+(its stamp holds the digest of lock, interpreter and place). The mark is set before pip writes and lifted after
+the stamps, so a kill at any point leaves a state that the next call mends. A current environment is found without
+a lock, a write or the network. Levels nest (runtime < test < dev), pins equal: a higher one only adds.
 
 Runs before anything is installed: the standard library only.
 """
@@ -149,7 +149,7 @@ def build(level: str, lock: int) -> None:
     if not finished():
         remove()
         say(f"creating .venv with Python {sys.version.split()[0]}")
-        make = [sys.executable, "-I", "-m", "venv", VENV]
+        make: list[str | Path] = [sys.executable, "-I", "-m", "venv", VENV]
         run(*make, lock=lock, remedy="the venv module failed: is there room on the disk?")
     UNFINISHED.touch()
     if not stamped(level, lock_of(level)):
@@ -158,8 +158,8 @@ def build(level: str, lock: int) -> None:
         say(f"installing {pins} packages of requirements/{wanted.name}, each checked against its hash")
         # Wheels only: building a source archive would fetch build tools that no hash covers.
         install = [*pip, "install", "--no-deps", "--require-hashes", "--only-binary", ":all:", "-r", wanted]
-        hint = "no package registry in reach, or no wheel for this Python: try again, or another with PYTHON=python3.12"
-        run(*install, lock=lock, remedy=hint)
+        hint = "no package registry in reach, or no wheel for this Python"
+        run(*install, lock=lock, remedy=f"{hint}: try again, or with PYTHON=python3.12")
     own = [*pip, "install", "--no-index", "--no-deps", "--no-build-isolation", "--editable", ROOT]
     run(*own, lock=lock, remedy="our own package did not build: see pyproject.toml")
     run(*pip, "check", lock=lock, remedy="the lock does not fit together: run `make lock`")
