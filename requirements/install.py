@@ -1,9 +1,10 @@
 """Builds `.venv` from a hash lock and keeps it current: `install.py runtime|test|dev`.
 
 States of `.venv`: absent; unfinished (no stamp, or the mark stands: rebuilt from nothing); current at a level
-(its stamp holds the digest of lock, interpreter and place). The mark is set before pip writes and lifted after
-the stamps, so a kill at any point leaves a state that the next call mends. A current environment is found without
-a lock, a write or the network. Levels nest (runtime < test < dev), pins equal: a higher one only adds.
+(its stamp holds the digest of lock, interpreter and place). The mark is set before pip writes, lifted after
+the stamps, so a kill at any point leaves a state that the next call mends. A current environment is found
+without a lock, a write or the network. Levels nest (runtime < test < dev) with equal pins: a higher one only
+adds.
 
 Runs before anything is installed: the standard library only.
 """
