@@ -376,7 +376,7 @@ def argument_parser(description: str) -> argparse.ArgumentParser:
 
 
 def open_books(parser: argparse.ArgumentParser, options: argparse.Namespace, *summed: str) -> Books:
-    """The books of ``--books``, with totals of the facts ``summed``; exits with 2 when it cannot be written."""
+    """The books of ``--books``, with totals of the facts ``summed``; exits with 2 on an unwritable file."""
     try:
         return Books(options.books, summed)
     except OSError as fault:
