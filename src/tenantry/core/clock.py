@@ -1,0 +1,37 @@
+"""Time and chance, the only door to either (STYLE §6)."""
+
+from __future__ import annotations
+
+import datetime as dt
+import secrets
+import time
+from typing import Protocol
+
+
+class Clock(Protocol):
+    """Where time and chance come from. Wall time is aware UTC."""
+
+    def now(self) -> dt.datetime: ...
+    def now_ms(self) -> int: ...
+    def monotonic(self) -> float: ...
+    def random_bytes(self, count: int, /) -> bytes: ...
+
+
+class SystemClock:
+    """The machine's clock and the kernel's randomness."""
+
+    def now(self) -> dt.datetime:
+        """Wall time, aware UTC."""
+        return dt.datetime.now(tz=dt.UTC)
+
+    def now_ms(self) -> int:
+        """Wall time, milliseconds since the epoch."""
+        return time.time_ns() // 1_000_000
+
+    def monotonic(self) -> float:
+        """Seconds that never go back; goes on while the process is stopped."""
+        return time.monotonic()
+
+    def random_bytes(self, count: int, /) -> bytes:
+        """`count` bytes from the kernel."""
+        return secrets.token_bytes(count)
