@@ -80,6 +80,7 @@ SOUND: list[tuple[Rule, str, str]] = [
         '"""Select from what is there."""\nS = ("begin", "DELETE", "with care")\n',
     ),
     (rules.sql_in_python, "src/a.py", "S = 'Create a tenant first; select one of its agents'\n"),
+    (rules.sql_in_python, "src/a.py", "def f(tag):\n    return tag != 'COMMIT'\n"),
     (rules.sql_in_python, "tests/a.py", "Q = 'SELECT 1'\n"),
     (rules.long_files, "src/a.py", "\n" * 500),
     (rules.long_functions, "src/a.py", "def f():\n" + "    1\n" * 69),
