@@ -1,0 +1,1 @@
+"""Real things for tests, made quickly: a cluster, databases, tenants."""
