@@ -17,6 +17,7 @@ import msgspec
 from tenantry.core.clock import Clock
 from tenantry.core.ids import KeyId
 
+_KEY_ID: Final = re.compile(r"[0-9A-HJKMNP-TV-Z]{12}", re.ASCII)
 _TOKEN: Final = re.compile(r"tnk_([0-9A-HJKMNP-TV-Z]{12})_[A-Za-z0-9_-]{43}", re.ASCII)
 _ALPHABET: Final = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
 _TOKEN_CHARS: Final = 4 + 12 + 1 + 43
@@ -50,3 +51,8 @@ def parse_key(token: str) -> ParsedKey | None:
     if match is None:
         return None
     return ParsedKey(KeyId(match[1]), hashlib.sha256(token.encode()).digest())
+
+
+def is_key_id(text: str) -> bool:
+    """Whether a text has the shape of a key's id."""
+    return _KEY_ID.fullmatch(text) is not None

@@ -10,10 +10,10 @@ from types import MappingProxyType
 from typing import Final
 
 from tenantry.core.errors import ForbiddenError, NotFoundError
-from tenantry.core.ids import PrincipalId, TenantId, WorkspaceId
+from tenantry.core.ids import TenantId, WorkspaceId
 from tenantry.core.principal import Principal, Right, Role
 
-OPERATOR_PREFIX: Final = "opr_"
+OPERATOR_PREFIX: Final = "op_"
 
 _READ: Final = frozenset({Right.TENANT_READ, Right.POLICY_READ, Right.RUN_READ, Right.QUOTA_READ})
 
@@ -100,11 +100,6 @@ def require_undo(principal: Principal, switched_by: str | None) -> None:
         and principal.role != Role.OPERATOR
     ):
         raise ForbiddenError("an operator switched this; only an operator may switch it back")
-
-
-def is_operator_id(principal_id: PrincipalId | str) -> bool:
-    """Whether a principal's id is an operator's."""
-    return principal_id.startswith(OPERATOR_PREFIX)
 
 
 def _is_sound(principal: Principal) -> bool:

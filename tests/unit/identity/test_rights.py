@@ -106,6 +106,6 @@ def test_what_an_operator_stopped_only_an_operator_starts() -> None:
     admin, operator = principal(Role.TENANT_ADMIN), principal(Role.OPERATOR, tenant=None)
     require_undo(admin, "prn_someone")
     require_undo(admin, None)
-    require_undo(operator, "opr_night_shift")
+    require_undo(operator, "op_night_shift")
     with pytest.raises(ForbiddenError, match="operator"):
-        require_undo(admin, "opr_night_shift")
+        require_undo(admin, "op_night_shift")
