@@ -6,6 +6,7 @@ only to a caller that says `reveal()`; all the ways by which a value slips out u
 
 from __future__ import annotations
 
+import datetime as dt
 import enum
 import hmac
 from typing import Final, NoReturn
@@ -102,7 +103,7 @@ class Credential(msgspec.Struct, frozen=True):
 
 
 class SecretVersion(msgspec.Struct, frozen=True):
-    """What people see of a version; `revoked_at` is aware UTC as ISO 8601, None while it is in force."""
+    """What people see of a version; times are aware UTC, `revoked_at` None while it is in force."""
 
     workspace_id: WorkspaceId
     name: str
@@ -110,6 +111,6 @@ class SecretVersion(msgspec.Struct, frozen=True):
     system: str
     agent_classes: tuple[str, ...]
     capability: str
-    created_at: str
-    revoked_at: str | None
+    created_at: dt.datetime
+    revoked_at: dt.datetime | None
     current: bool
