@@ -20,14 +20,14 @@ class Spec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_default
     """Base of every declared thing."""
 
 
-class ValueRef(Spec):
+class ValueRef(Spec, frozen=True):
     """Where a value comes from when the file is applied: an environment variable or a file. Exactly one is set."""
 
     env: str | None = None
     file: str | None = None
 
 
-class ProviderSpec(Spec):
+class ProviderSpec(Spec, frozen=True):
     """A model provider that speaks the OpenAI protocol. ``credential`` is the platform's own key."""
 
     base_url: str
@@ -39,7 +39,7 @@ class ProviderSpec(Spec):
     connections_max: Count = 256
 
 
-class ModelSpec(Spec):
+class ModelSpec(Spec, frozen=True):
     """A model. A model with no price is unpriced, not free: denied unless ``allow_unpriced`` in the tenant.
 
     Prices are micro-US-dollars per million tokens; ``cached_input`` defaults to ``input``.
@@ -54,14 +54,14 @@ class ModelSpec(Spec):
     output_microusd_per_mtok: Count | None = None
 
 
-class PolicySpec(Spec):
+class PolicySpec(Spec, frozen=True):
     """Cedar text in one layer; ``file`` is resolved to ``text`` when the fleet file is read."""
 
     text: str | None = None
     file: str | None = None
 
 
-class WorkspaceSpec(Spec):
+class WorkspaceSpec(Spec, frozen=True):
     """A workspace: the tenant's customer account, its trust zone and limits of its own."""
 
     external_account_id: str
@@ -70,7 +70,7 @@ class WorkspaceSpec(Spec):
     limits: Limits = Limits()
 
 
-class AgentSpec(Spec):
+class AgentSpec(Spec, frozen=True):
     """An agent. ``models`` and ``actions`` only document intent; policy decides."""
 
     workspace: str
@@ -80,7 +80,7 @@ class AgentSpec(Spec):
     limits: Limits = Limits()
 
 
-class SecretSpec(Spec):
+class SecretSpec(Spec, frozen=True):
     """A secret of a workspace, for one system; ``capability`` read or mutate; never the value itself."""
 
     workspace: str
@@ -90,7 +90,7 @@ class SecretSpec(Spec):
     capability: Literal["read", "mutate"] = "read"
 
 
-class AuthSpec(Spec):
+class AuthSpec(Spec, frozen=True):
     """How the adapter presents the tenant's credential to an integration."""
 
     secret: str
@@ -98,7 +98,7 @@ class AuthSpec(Spec):
     header: str = "Authorization"
 
 
-class HttpActionSpec(Spec):
+class HttpActionSpec(Spec, frozen=True):
     """One plain HTTP action. ``path`` may hold ``{record_id}``; ``url_from_input`` names an input field that is the
     whole URL (a fetch), then ``path`` is empty and the destination is what policy decides on."""
 
@@ -114,7 +114,7 @@ class HttpActionSpec(Spec):
     retries_read: bool = False
 
 
-class IntegrationSpec(Spec):
+class IntegrationSpec(Spec, frozen=True):
     """An upstream system of a tenant. ``allow_private`` lets it live on a private or loopback address and is the
     operator's to grant; ``allowed_hosts`` widens the allow-list beyond the host of ``base_url``."""
 
@@ -127,7 +127,7 @@ class IntegrationSpec(Spec):
     connections_max: Count = 64
 
 
-class TenantSpec(Spec):
+class TenantSpec(Spec, frozen=True):
     """A tenant as declared."""
 
     display_name: str
@@ -142,7 +142,7 @@ class TenantSpec(Spec):
     allow_unpriced: bool = False
 
 
-class FleetFile(Spec):
+class FleetFile(Spec, frozen=True):
     """The whole file: ``tenantry apply FILE``."""
 
     version: Literal[1]
