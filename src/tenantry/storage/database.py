@@ -43,6 +43,17 @@ from tenantry.storage.transaction import (
 if TYPE_CHECKING:
     from tenantry.storage.scope import TenantScope
 
+__all__ = [
+    "ControlConnection",
+    "ControlTransaction",
+    "DatabaseTarget",
+    "DedicatedConnection",
+    "GateConnection",
+    "PoolLender",
+    "PoolSizes",
+    "Shard",
+]
+
 # One more than the server's own statement timeout of the role, so that the server is the first to speak.
 APP_TIMEOUT_S: Final = 11.0
 PLATFORM_TIMEOUT_S: Final = 31.0

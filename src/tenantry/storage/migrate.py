@@ -121,14 +121,16 @@ async def migrate(
 
 
 async def set_clock_offset(target: DatabaseTarget, offset: dt.timedelta) -> None:
-    """Let `tenantry.now()` differ from the clock by `offset`: for test databases only."""
-    statements = load_statements("tenantry.storage", "migrate.sql")
+    """Let `tenantry.now()` differ from the clock by `offset`, for everybody: for test databases only."""
+    owner = load_statements("tenantry.storage", "migrate.sql")
+    statements = load_statements("tenantry.storage", "clock.sql")
     connection = await connect(target, target.admin, command_timeout_s=MIGRATION_TIMEOUT_S)
     try:
         with answering(connection.terminate):
             async with connection.transaction():
-                await connection.execute(statements["become_owner"].sql)
-                await connection.execute(statements["set_clock_offset"].sql, offset)
+                await connection.execute(owner["become_owner"].sql)
+                await connection.fetchrow(statements["set_offset"].sql, offset)
+                await connection.execute(statements["replace_now"].sql)
     finally:
         connection.terminate()
 

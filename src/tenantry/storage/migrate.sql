@@ -69,8 +69,3 @@ order by name
 insert into tenantry_meta.migrations (name, sha256)
 values ($1, $2)
 on conflict (name) do update set sha256 = excluded.sha256, applied_at = clock_timestamp()
-
--- name: set_clock_offset :exec
--- As the owner. Cheap: one row.
-update tenantry.clock_offset
-set offset_by = $1

@@ -27,20 +27,28 @@ alter role tenantry_gate set plan_cache_mode = force_generic_plan;
 alter role tenantry_gate set jit = off;
 alter role tenantry_gate set lock_timeout = '20ms';
 alter role tenantry_gate set statement_timeout = '5s';
-alter role tenantry_gate set transaction_timeout = '10s';
 alter role tenantry_gate set idle_in_transaction_session_timeout = '2s';
 
 alter role tenantry_app set lock_timeout = '2s';
 alter role tenantry_app set statement_timeout = '10s';
-alter role tenantry_app set transaction_timeout = '30s';
 alter role tenantry_app set idle_in_transaction_session_timeout = '10s';
 
 alter role tenantry_platform set lock_timeout = '2s';
 alter role tenantry_platform set statement_timeout = '30s';
-alter role tenantry_platform set transaction_timeout = '60s';
 alter role tenantry_platform set idle_in_transaction_session_timeout = '10s';
 
 alter role tenantry_control set lock_timeout = '2s';
 alter role tenantry_control set statement_timeout = '5s';
-alter role tenantry_control set transaction_timeout = '10s';
 alter role tenantry_control set idle_in_transaction_session_timeout = '5s';
+
+-- Known from PostgreSQL 17 on; before it the two time-outs above have to do.
+do $$
+begin
+    if current_setting('server_version_num')::integer >= 170000 then
+        alter role tenantry_gate set transaction_timeout = '10s';
+        alter role tenantry_app set transaction_timeout = '30s';
+        alter role tenantry_platform set transaction_timeout = '60s';
+        alter role tenantry_control set transaction_timeout = '10s';
+    end if;
+end
+$$;
