@@ -22,6 +22,7 @@ As root the server runs under an unprivileged account, and root opens nothing in
 from __future__ import annotations
 
 import contextlib
+import re
 import signal
 from enum import StrEnum
 from pathlib import Path
@@ -62,7 +63,8 @@ SOCKET = f".s.PGSQL.{PORT}"
 START_S = 60.0
 LOOK_S = 0.02
 TAKE_OVER_S = 30.0
-IMMEDIATE_S = 10.0
+# The postmaster itself gives its children 5 s before it kills them.
+IMMEDIATE_S = 7.0
 NO_SUCH_DATABASE = "3D000"
 NOT_LET_IN = "28000"
 
@@ -179,7 +181,7 @@ class EmbeddedPostgres:
                     raise EmbeddedPostgresError(
                         f"process {keeper.pid} survives SIGKILL: look at the disk it waits for"
                     )
-            outcome = Stopped.CLEAN if keeper.returncode == 0 else Stopped.UNCLEAN
+            outcome = Stopped.CLEAN if _shut_down(claim) else Stopped.UNCLEAN
         self._keeper = self._claim = None
         if claim is not None:
             claim.release()
@@ -216,6 +218,13 @@ class EmbeddedPostgres:
 def list_orphans(system_root: Path = SYSTEM_ROOT) -> list[Orphan]:
     """Clusters outside their data folder that none names any more; to remove them is a person's act."""
     return embedded_claim.list_orphans(system_root)
+
+
+def _shut_down(claim: Claim) -> bool:
+    """Whether the cluster's own control file says so: after an immediate shutdown the status is 0 too."""
+    command = [claim.binaries.program("pg_controldata"), str(claim.cluster)]
+    _, said = run_as(claim.account, command, timeout_s=IMMEDIATE_S)
+    return re.search(r"^Database cluster state: +shut down$", said, re.MULTILINE) is not None
 
 
 def _end_leftovers(claim: Claim) -> None:

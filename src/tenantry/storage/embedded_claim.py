@@ -211,7 +211,7 @@ def _settle(place: Place, account: Account, record: dict[str, str]) -> tuple[Acc
             raise EmbeddedPostgresError(f"{place.data_dir} holds a lasting cluster: give another --data")
         return account, None
     home = _home(place, account, record.get("cluster"))
-    owner = owner_of(home / "data")
+    owner = owner_of(home / "data") if owner_of(home) is not None else None
     if owner is None:
         if built:
             raise EmbeddedPostgresError(
