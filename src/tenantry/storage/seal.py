@@ -120,15 +120,15 @@ class RootKey:
             raise
         except OSError as error:
             raise RootKeyError(f"cannot read the root key {path}: {error.strerror}") from None
-        with os.fdopen(fd, "rb") as file:
+        try:
             status = os.fstat(fd)
             if not stat.S_ISREG(status.st_mode) or status.st_uid != os.geteuid():
                 raise RootKeyError(f"the root key {path} is not a plain file of user id {os.geteuid()}")
             if status.st_mode & 0o077:
-                raise RootKeyError(
-                    f"others may use the root key {path}: chmod 600 it, and think of it as known"
-                )
-            content = file.read(ROOT_FILE_BYTES_MAX)
+                raise RootKeyError(f"others may use the root key {path}: think of it as known, chmod 600 it")
+            content = os.read(fd, ROOT_FILE_BYTES_MAX)
+        finally:
+            os.close(fd)
         try:
             return cls.from_text(content.decode("ascii", "replace"))
         except RootKeyError as error:
