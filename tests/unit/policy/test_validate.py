@@ -190,8 +190,7 @@ def test_what_would_cost_the_neighbours_is_refused(text: str, words: str) -> Non
 def test_reading_hostile_text_takes_linear_time(piece: str) -> None:
     """Any quadratic step here is minutes: the test's own time limit is the assertion."""
     text = piece * (65_536 // len(piece))
-    layers = ["tenant", *(f"profile/p{n}" for n in range(5))]
-    assert len(check(dict.fromkeys(layers, text), {})) <= 100
+    assert len(check({"tenant": text}, {})) <= 100
 
 
 ATTACK = """
@@ -217,7 +216,7 @@ thread.join()
 """
 
 
-@pytest.mark.parametrize("depth", [24, 45, 90, 600, 5_000])
+@pytest.mark.parametrize("depth", [24, 90, 5_000])
 def test_no_nesting_overflows_the_stack(depth: int) -> None:
     """Cedar's parser alone ends the process on these; hence in a process of its own, on a small stack."""
     code = ATTACK.replace("* N", f"* {depth}")
