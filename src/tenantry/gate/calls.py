@@ -1,13 +1,12 @@
-"""The batch function's arguments and answers: items in, one array a column, results out.
+"""The batch function's arguments and answers: items in, results out.
 
-The column order here is the parameter order of `tenantry.batch_v1` (batch.sql).
+The field order of the two items is that of `tenantry.begin_item_v1` and `tenantry.settle_item_v1` (migration 0003).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from operator import attrgetter
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 
@@ -15,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from tenantry.core.ids import TenantId
+    from tenantry.storage.connect import Row
 
 BeginCode = Literal[
     "allowed",
@@ -93,6 +93,7 @@ class SettleItem(msgspec.Struct, frozen=True):
     labels: str
     output: bytes
     output_sha256: bytes
+    overran: bool = False
     run_state: str | None = None
 
 
@@ -113,121 +114,29 @@ class SettleResult(msgspec.Struct, frozen=True):
     position: int | None
 
 
-_SETTLE_COLUMNS: Final = (
-    "action_id",
-    "status",
-    "tokens",
-    "microusd",
-    "journal_bytes",
-    "labels",
-    "output",
-    "output_sha256",
-    "run_state",
-)
-_BEGIN_COLUMNS: Final = (
-    "action_id",
-    "key",
-    "workspace",
-    "agent",
-    "run",
-    "principal",
-    "kind",
-    "name",
-    "risk",
-    "system",
-    "input_sha256",
-    "policy_version",
-    "fleet_version",
-    "attempt",
-    "allow",
-    "reason",
-    "approvers",
-    "approval_digest",
-    "labels",
-    "labels_epoch",
-    "concurrent_runs",
-    "model_inflight",
-    "model_tokens",
-    "cost_microusd",
-    "tool_calls",
-    "high_risk",
-    "journal_bytes",
-    "timeout_ms",
-    "content",
-    "content_sha256",
-    "run_spec",
-)
-_settle_row: Final = attrgetter(*_SETTLE_COLUMNS)
-_begin_row: Final = attrgetter(*_BEGIN_COLUMNS)
-
-
-class _Scopes:
-    """The distinct scopes of a batch, numbered from 1 in the order in which they were met; 0 is 'none'."""
-
-    def __init__(self) -> None:
-        self._places: dict[tuple[str, int, str], int] = {}
-
-    def place(self, tenant_id: str, level: int, subject: str | None) -> int:
-        if subject is None:
-            return 0
-        return self._places.setdefault((tenant_id, level, subject), len(self._places) + 1)
-
-    def columns(self) -> tuple[list[str], list[int], list[str]]:
-        keys = list(self._places)
-        return [k[0] for k in keys], [k[1] for k in keys], [k[2] for k in keys]
-
-
-def _places(items: Iterable[BeginItem | SettleItem], scopes: _Scopes) -> list[list[Any]]:
-    """tenant_id and the four scope numbers, a column each."""
-    columns: list[list[Any]] = [[], [], [], [], []]
-    tenants, level_0, level_1, level_2, level_3 = columns
-    for item in items:
-        tenant_id = item.tenant_id
-        tenants.append(tenant_id)
-        level_0.append(scopes.place(tenant_id, 0, tenant_id))
-        level_1.append(scopes.place(tenant_id, 1, item.workspace))
-        level_2.append(scopes.place(tenant_id, 2, item.agent))
-        level_3.append(scopes.place(tenant_id, 3, item.scope_run))
-    return columns
-
-
-def _columns(rows: Sequence[tuple[Any, ...]], width: int) -> list[list[Any]]:
-    return [list(column) for column in zip(*rows, strict=True)] if rows else [[] for _ in range(width)]
-
-
 def encode(
     instance_id: str, settles: Sequence[SettleItem], begins: Sequence[BeginItem], *, skip_locked: bool
-) -> list[Any]:
-    """The positional arguments of `tenantry.batch_v1`."""
-    scopes = _Scopes()
-    settle_places = _places(settles, scopes)
-    begin_places = _places(begins, scopes)
-    tenants, levels, subjects = scopes.columns()
-    return [
-        instance_id,
-        skip_locked,
-        list(dict.fromkeys(tenants)),
-        tenants,
-        levels,
-        subjects,
-        *settle_places,
-        *_columns([_settle_row(item) for item in settles], len(_SETTLE_COLUMNS)),
-        *begin_places,
-        *_columns([_begin_row(item) for item in begins], len(_BEGIN_COLUMNS)),
-    ]
+) -> tuple[str, bool, list[tuple[Any, ...]], list[tuple[Any, ...]]]:
+    """The positional arguments of `tenantry.batch_v1`: each item's fields in the order of its composite type."""
+    astuple = msgspec.structs.astuple
+    return (instance_id, skip_locked, [astuple(item) for item in settles], [astuple(item) for item in begins])
 
 
 def decode(
-    rows: Iterable[Mapping[str, Any]], settles: int, begins: int
+    rows: Iterable[Row], settles: int, begins: int
 ) -> tuple[list[SettleResult | None], list[BeginResult | None]]:
     """Results by item, in the order of the arguments; None where the function answered no row (a fault)."""
     settled: list[SettleResult | None] = [None] * settles
     begun: list[BeginResult | None] = [None] * begins
     for row in rows:
-        part, place, code, position, detail, prior, output = row.values()
+        part, place, code, position, detail = (
+            row["part"], row["ord"], row["code"], row["log_position"], row["detail"]
+        )
         if part == "settle":
             settled[place - 1] = SettleResult(code, position)
         else:
             parsed = msgspec.json.decode(detail) if detail is not None else None
-            begun[place - 1] = BeginResult(code, position, parsed, prior, output)
+            begun[place - 1] = BeginResult(
+                code, position, parsed, row["prior_action_id"], row["output"]
+            )
     return settled, begun

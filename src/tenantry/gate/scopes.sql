@@ -84,11 +84,11 @@ begin
     end if;
     insert into tenantry.journal (
         tenant_id, action_id, workspace_id, agent_id, run_id, principal_id, kind, action_name, risk, target_system,
-        input_sha256, policy_version, reason, verdict, detail, state, instance_id, begun_at, expires_at, settled_at,
+        input_sha256, policy_version, reason, verdict, detail, log_position, state, instance_id, begun_at, expires_at, settled_at,
         content, content_sha256
     ) values (
         p_tenant, p_action_id, '', '', '', p_principal, 'admin', p_name, 2, p_target, p_content_sha256, v_version, '[]',
-        'allowed', p_detail, 'admin', p_instance, tenantry.now(), tenantry.now(), tenantry.now(), p_content,
+        'allowed', p_detail, v_position, 'admin', p_instance, tenantry.now(), tenantry.now(), tenantry.now(), p_content,
         p_content_sha256
     );
     insert into tenantry.log_leaves (tenant_id, position, action_id, phase, leaf)
@@ -134,9 +134,10 @@ begin
     end if;
     update tenantry.switch_clock c set switch_seq = c.switch_seq + 1 returning c.switch_seq into v_seq;
     insert into tenantry.switches (
-        switch_seq, switch_id, tenant_id, level, subject_id, verb, mode, epoch, requested_by, reason, requested_at
+        switch_seq, switch_id, tenant_id, level, subject_id, verb, mode, mode_expires_at, epoch, requested_by, reason,
+        requested_at
     ) values (
-        v_seq, p_switch_id, p_tenant, p_level, p_subject, p_verb, p_mode, v_epoch, p_by, p_reason, v_now
+        v_seq, p_switch_id, p_tenant, p_level, p_subject, p_verb, p_mode, p_expires_at, v_epoch, p_by, p_reason, v_now
     );
     perform pg_notify('tenantry_switch', v_seq::text);
     return query select v_seq, v_epoch, v_now;
@@ -166,11 +167,48 @@ begin
         lease_expires_at = excluded.lease_expires_at,
         oldest_open_at = excluded.oldest_open_at,
         acked_switch_seq = greatest(i.acked_switch_seq, excluded.acked_switch_seq);
-    select c.switch_seq into v_seen from tenantry.switch_clock c;
+    -- INVARIANT 4: shared with the lock that a switch takes last. Either this renewal is committed before the switch, and
+    -- whoever waits for acknowledgements sees the lease and waits for it; or it reads the switch. Without the lock a lapsed
+    -- instance could wake up between the two.
+    select c.switch_seq into v_seen from tenantry.switch_clock c for share;
     return query
     select v_seen, s.switch_seq, s.tenant_id::text, s.level, s.subject_id, s.verb, s.mode
     from (select 1) one
     left join tenantry.switches s on s.switch_seq > p_acked_seq and s.switch_seq <= v_seen
     order by s.switch_seq;
+end
+$$;
+
+-- What a person does to a scope of a tenant, as one statement and so one transaction: nobody's client can stop between
+-- its locks. Binds itself to the tenant, takes the tenant's row first (lock order), raises the epoch, journals.
+-- p_expected_epoch: the epoch on which the asker decided that the switch may be taken back; another one: 40001.
+create or replace function tenantry.switch_scope_v1(
+    p_tenant text, p_level smallint, p_subject text, p_verb text, p_mode text, p_expires_at timestamptz, p_by text,
+    p_reason text, p_switch_id text, p_expected_epoch bigint, p_action_id text, p_name text, p_target text,
+    p_detail jsonb, p_instance text, p_content bytea, p_content_sha256 bytea
+) returns table (switch_seq bigint, epoch bigint, requested_at timestamptz, log_position bigint)
+language plpgsql volatile
+as $$
+#variable_conflict use_column
+declare
+    v_switch record;
+    v_position bigint;
+begin
+    perform set_config('app.tenants', array[p_tenant]::text, true);
+    perform from tenantry.scopes s
+    where s.tenant_id = p_tenant and (s.level, s.subject_id) in ((0, p_tenant), (p_level, p_subject))
+    order by s.tenant_id, s.level, s.subject_id
+    for no key update of s;
+    if p_expected_epoch is not null and not exists (
+        select from tenantry.scopes s
+        where s.tenant_id = p_tenant and s.level = p_level and s.subject_id = p_subject and s.epoch = p_expected_epoch
+    ) then
+        raise exception 'the scope was switched meanwhile, or does not exist' using errcode = 'serialization_failure';
+    end if;
+    select * into v_switch from tenantry.switch_v1(
+        p_tenant, p_level, p_subject, p_verb, p_mode, p_expires_at, p_by, p_reason, p_switch_id);
+    v_position := tenantry.journal_admin_v1(
+        p_tenant, p_action_id, p_by, p_name, p_target, p_detail, p_instance, p_content, p_content_sha256);
+    return query select v_switch.switch_seq, v_switch.epoch, v_switch.requested_at, v_position;
 end
 $$;

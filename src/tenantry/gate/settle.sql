@@ -9,11 +9,7 @@
 -- in which they were reserved: a window that rolled over meanwhile has forgotten them. Used beyond the reservation goes
 -- to the overrun meters, so that used + reserved never passes a limit.
 create or replace function tenantry.settle_v1(
-    p_skipped boolean[],
-    p_scope_tenant text[], p_scope_level smallint[], p_scope_subject text[],
-    p_tenant text[], p_scope_0 integer[], p_scope_1 integer[], p_scope_2 integer[], p_scope_3 integer[],
-    p_action_id text[], p_status text[], p_tokens bigint[], p_microusd bigint[], p_journal_bytes bigint[],
-    p_labels text[], p_output bytea[], p_output_sha256 bytea[], p_run_state text[]
+    p_items tenantry.settle_item_v1[], p_skipped tenantry.scope_key_v1[]
 ) returns table (ord integer, code text, log_position bigint)
 language plpgsql
 as $$
@@ -24,17 +20,12 @@ begin
     return query
     with item as (
         select it.*,
-            p_skipped[it.scope_0]
-            or (it.scope_1 <> 0 and p_skipped[it.scope_1])
-            or (it.scope_2 <> 0 and p_skipped[it.scope_2])
-            or (it.scope_3 <> 0 and p_skipped[it.scope_3]) as skipped
-        from unnest(
-            p_tenant, p_scope_0, p_scope_1, p_scope_2, p_scope_3, p_action_id, p_status, p_tokens, p_microusd,
-            p_journal_bytes, p_labels, p_output, p_output_sha256, p_run_state
-        ) with ordinality it(
-            tenant_id, scope_0, scope_1, scope_2, scope_3, action_id, status, tokens, microusd, journal_bytes, labels,
-            output, output_sha256, run_state, place
-        )
+            p_skipped <> '{}' and exists (
+                select from unnest(p_skipped) k
+                where k.tenant_id = it.tenant_id and (k.level, k.subject_id) in (
+                    (0, it.tenant_id), (1, it.workspace), (2, it.agent), (3, it.scope_run))
+            ) as skipped
+        from unnest(p_items) with ordinality it
     ),
     -- The first of several settlements of one action wins; the scopes must be the ones that it was begun in.
     ended as (
@@ -51,17 +42,17 @@ begin
             output = it.output,
             output_sha256 = it.output_sha256
         from (
-            select distinct on (tenant_id, action_id) * from item where not skipped order by tenant_id, action_id, place
+            select distinct on (tenant_id, action_id) * from item where not skipped
+            order by tenant_id, action_id, ordinality
         ) it
         where j.tenant_id = it.tenant_id and j.action_id = it.action_id and j.state = 'begun'
-            and p_scope_subject[it.scope_0] = j.tenant_id
-            and (it.scope_1 = 0 or p_scope_subject[it.scope_1] = j.workspace_id)
-            and (it.scope_2 = 0 or p_scope_subject[it.scope_2] = j.agent_id)
-            and (it.scope_3 = 0 or p_scope_subject[it.scope_3] = j.run_id)
-        returning it.place, it.scope_0, it.scope_1, it.scope_2, it.scope_3, it.labels, it.run_state,
-            least(it.journal_bytes, j.journal_bytes) as used_bytes, j.tenant_id, j.action_id, j.run_id, j.status,
-            j.used_tokens, j.used_microusd, j.minute_window, j.day_window, j.concurrent_runs, j.model_inflight,
-            j.model_tokens, j.cost_microusd, j.tool_calls, j.high_risk, j.journal_bytes, j.output_sha256
+            and j.workspace_id = it.workspace and j.agent_id = it.agent
+            and (it.scope_run is null or j.run_id = it.scope_run)
+        returning it.ordinality as place, it.scope_run, it.labels, it.run_state,
+            least(it.journal_bytes, j.journal_bytes) as used_bytes, j.tenant_id, j.action_id, j.workspace_id, j.agent_id,
+            j.status, j.used_tokens, j.used_microusd, j.minute_window, j.day_window, j.concurrent_runs,
+            j.model_inflight, j.model_tokens, j.cost_microusd, j.tool_calls, j.high_risk, j.journal_bytes,
+            j.output_sha256
     ),
     placed as (
         select e.place, e.tenant_id, e.action_id, e.status, e.output_sha256,
@@ -77,12 +68,11 @@ begin
     ),
     -- Materialized, so that scopes are probed by their whole key and never by the tenant alone.
     touched as materialized (
-        select t.place, t.level::smallint as level, p_scope_subject[t.place] as subject_id, e.tenant_id, e.status,
-            e.labels, e.used_bytes, e.used_tokens, e.used_microusd, e.minute_window, e.day_window, e.concurrent_runs,
-            e.model_inflight, e.model_tokens, e.cost_microusd, e.tool_calls, e.high_risk, e.journal_bytes
+        select e.*, t.level::smallint as level, t.subject_id
         from ended e
-        cross join lateral (values (e.scope_0, 0), (e.scope_1, 1), (e.scope_2, 2), (e.scope_3, 3)) t(place, level)
-        where t.place <> 0
+        cross join lateral (values (0, e.tenant_id), (1, e.workspace_id), (2, e.agent_id), (3, e.scope_run))
+            t(level, subject_id)
+        where t.subject_id is not null
     ),
     posted as (
         update tenantry.scopes s
@@ -109,7 +99,7 @@ begin
             overrun_microusd = s.overrun_microusd + d.overrun_microusd
         from (
             select
-                e.place,
+                s.tenant_id, s.level, s.subject_id,
                 count(*) filter (where s.level = 0) as entries,
                 string_agg(e.labels, ',') filter (where s.level = 3 and e.labels <> '') as labels,
                 sum(e.concurrent_runs)::bigint as concurrent_runs,
@@ -135,42 +125,49 @@ begin
                 select s.model_tokens_minute_window = e.minute_window as minute,
                     s.level = 3 or s.day_window = e.day_window as day
             ) w
-            group by e.place
+            group by s.tenant_id, s.level, s.subject_id
         ) d
-        where s.tenant_id = p_scope_tenant[d.place] and s.level = p_scope_level[d.place]
-            and s.subject_id = p_scope_subject[d.place]
-    ),
-    overran as (
-        insert into tenantry.incidents (tenant_id, incident_id, kind, detail, opened_at)
-        select e.tenant_id, replace(e.action_id, 'act_', 'inc_'), 'provider_overrun',
-            jsonb_build_object('action_id', e.action_id, 'run_id', e.run_id, 'billed_tokens', e.used_tokens,
-                'bound_tokens', e.model_tokens, 'billed_microusd', e.used_microusd, 'bound_microusd', e.cost_microusd),
-            v_now
-        from ended e
-        where e.used_tokens > e.model_tokens or e.used_microusd > e.cost_microusd
-    ),
-    closed as (
-        update tenantry.runs r
-        set state = e.run_state, ended_at = v_now
-        from ended e
-        where e.run_state is not null and r.tenant_id = e.tenant_id and r.run_id = e.run_id and r.state = 'running'
+        where s.tenant_id = d.tenant_id and s.level = d.level and s.subject_id = d.subject_id
     )
-    select it.place::integer,
-        case when it.skipped then 'skipped' when p.place is not null then 'settled'
-            when j.action_id is not null then 'already' else 'unknown' end,
+    select it.ordinality::integer, case when it.skipped then 'skipped' when p.place is not null then 'settled' end,
         p.log_position
     from item it
-    left join placed p on p.place = it.place
-    left join tenantry.journal j on j.tenant_id = it.tenant_id and j.action_id = it.action_id;
+    left join placed p on p.place = it.ordinality;
+end
+$$;
+
+-- What is rare after a settlement: why an item found nothing to settle, a bill beyond the bound, a run that ended.
+create or replace function tenantry.settle_rest_v1(p_items tenantry.settle_item_v1[])
+returns void
+language plpgsql
+as $$
+#variable_conflict use_column
+declare
+    v_now constant timestamptz := tenantry.now();
+begin
+    insert into tenantry.incidents (tenant_id, incident_id, kind, detail, opened_at)
+    select j.tenant_id, replace(j.action_id, 'act_', 'inc_'), 'provider_overrun',
+        jsonb_build_object('action_id', j.action_id, 'run_id', j.run_id, 'billed_tokens', j.used_tokens,
+            'bound_tokens', j.model_tokens, 'billed_microusd', j.used_microusd, 'bound_microusd', j.cost_microusd),
+        v_now
+    from unnest(p_items) it
+    join tenantry.journal j on j.tenant_id = it.tenant_id and j.action_id = it.action_id
+    where j.state = 'settled' and (j.used_tokens > j.model_tokens or j.used_microusd > j.cost_microusd)
+    on conflict do nothing;
 
     -- A run that ended holds no lease: its token counts for nothing from here.
-    if exists (select from unnest(p_run_state) given(state) where given.state is not null) then
-        update tenantry.scopes s
-        set lease_expires_at = v_now
-        from unnest(p_tenant, p_action_id, p_run_state) it(tenant_id, action_id, run_state)
-        join tenantry.runs r on r.tenant_id = it.tenant_id and r.action_id = it.action_id and r.state <> 'running'
-        where it.run_state is not null and s.tenant_id = r.tenant_id and s.level = 3 and s.subject_id = r.run_id
-            and s.lease_expires_at > v_now;
-    end if;
+    with closed as (
+        update tenantry.runs r
+        set state = it.run_state, ended_at = v_now, result = it.output
+        from unnest(p_items) it
+        join tenantry.journal j on j.tenant_id = it.tenant_id and j.action_id = it.action_id and j.kind = 'run'
+        where it.run_state is not null and r.tenant_id = j.tenant_id and r.run_id = j.run_id and r.state = 'running'
+            and j.state <> 'begun'
+        returning r.tenant_id, r.run_id
+    )
+    update tenantry.scopes s
+    set lease_expires_at = v_now
+    from closed c
+    where s.tenant_id = c.tenant_id and s.level = 3 and s.subject_id = c.run_id;
 end
 $$;

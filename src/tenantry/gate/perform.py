@@ -1,0 +1,116 @@
+"""Step 5, perform: the adapter, in a task of its own that a switch can cancel.
+
+Three ends besides the adapter's own: certainly nothing was sent (the reservation is given back); a switch cut it (the
+bound is posted, for nobody knows what the upstream did); a fault of ours (likewise).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+from typing import TYPE_CHECKING, Final
+
+from tenantry.core.action import Outcome, OutcomeStatus
+from tenantry.core.errors import EgressDeniedError, LeaseLapsedError, UpstreamError
+from tenantry.core.ids import PolicyId, SwitchId
+from tenantry.core.quota import Usage
+from tenantry.core.verdict import Denied, ProviderDegraded, Suspended, Verdict
+from tenantry.gate.ports import AdapterCall, ProviderDegradedError
+from tenantry.switches.board import LEVEL_WORDS, LiveKeys, Stop
+from tenantry.switches.guard import StoppedError
+
+if TYPE_CHECKING:
+    from tenantry.broker.secrets import Credential
+    from tenantry.core.action import Action
+    from tenantry.core.clock import Clock
+    from tenantry.core.envelope import Envelope
+    from tenantry.gate.ports import Adapter, Emit
+    from tenantry.registry.facts import TenantFacts
+    from tenantry.switches.instance import Instance
+
+RETRY_UNREACHABLE_MS: Final = 1_000
+NOTHING_USED: Final = Usage()
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Performed:
+    """``refusal`` stands in for `Allowed` when the action was stopped on its way out."""
+
+    outcome: Outcome
+    refusal: Verdict | None = None
+
+
+class Perform:
+    """Runs the adapter as a live action of this process: a switch ends it, and is acknowledged when it is closed."""
+
+    def __init__(self, adapter: Adapter, instance: Instance, clock: Clock) -> None:
+        self._adapter = adapter
+        self._instance = instance
+        self._clock = clock
+
+    async def __call__(
+        self,
+        envelope: Envelope,
+        facts: TenantFacts,
+        action: Action,
+        credential: Credential | None,
+        emit: Emit,
+        pool_key: str,
+    ) -> Performed:
+        """What came of it. Never raises for what an upstream or a switch does."""
+        keys = LiveKeys(
+            envelope.tenant_id, envelope.workspace_id, envelope.agent_id, envelope.workflow_run_id
+        )
+        deadline = self._clock.monotonic() + action.timeout_ms / 1000
+
+        async def go_out() -> Outcome:
+            async with self._instance.live(keys) as guard:
+                return await self._adapter.perform(
+                    AdapterCall(envelope, action, facts, credential, guard, deadline, pool_key), emit
+                )
+
+        task = asyncio.create_task(go_out(), name=f"perform-{action.action_id}")
+        try:
+            await asyncio.wait([task])
+        except asyncio.CancelledError:
+            # The door's own task is going away (a stopping server): close the upstream before anything else.
+            task.cancel()
+            await asyncio.wait([task])
+        if task.cancelled():
+            return Performed(_cut(action, "the gateway stopped"))
+        error = task.exception()
+        if error is None:
+            return Performed(task.result())
+        return self._stopped(error, keys, action)
+
+    def _stopped(self, error: BaseException, keys: LiveKeys, action: Action) -> Performed:
+        """An adapter's exception as outcome and verdict; what was certainly not sent used nothing."""
+        match error:
+            case StoppedError():
+                return Performed(_cut(action, str(error)), _suspended(error.stop))
+            case LeaseLapsedError():
+                verdict: Verdict = _suspended(self._instance.find_stop(keys))
+            case ProviderDegradedError():
+                verdict = ProviderDegraded(error.provider, error.retry_after_ms)
+            case EgressDeniedError():
+                verdict = Denied((PolicyId("platform/egress"),), (str(error),))
+            case UpstreamError(sent=False):
+                verdict = ProviderDegraded(action.target.system, RETRY_UNREACHABLE_MS)
+            case _:
+                unknown = Outcome(OutcomeStatus.UNKNOWN, None, action.estimate, detail=type(error).__name__)
+                return Performed(unknown)
+        return Performed(Outcome(OutcomeStatus.VOID, None, NOTHING_USED, detail=str(error)), verdict)
+
+
+def _cut(action: Action, detail: str) -> Outcome:
+    """Nobody knows what the upstream did with it: the bound is posted."""
+    return Outcome(OutcomeStatus.CUT, None, action.estimate, detail=detail)
+
+
+def _suspended(stop: Stop | None) -> Suspended:
+    """A switch as this process knows it; None: its own lease lapsed, and it may not act for anybody."""
+    if stop is None:
+        return Suspended(
+            None, "lapsed", "fleet", "the platform", None, "this gateway lost its lease; try again"
+        )
+    return Suspended(SwitchId(stop.switch_id), stop.mode, LEVEL_WORDS[stop.level], "", None)
