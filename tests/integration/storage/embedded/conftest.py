@@ -64,7 +64,7 @@ def supervise(uid: int, work: Path) -> Iterator[MakeSupervisor]:
         shutil.rmtree(started.socket_dir.parent, ignore_errors=True)  # of those that were killed
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def template() -> Iterator[Callable[[int], Path]]:
     """A data folder with a stopped cluster for each account, made when first asked for."""
     made: dict[int, Path] = {}

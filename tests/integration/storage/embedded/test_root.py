@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pwd
 import shutil
@@ -128,38 +129,33 @@ def test_a_cluster_keeps_the_account_it_was_made_under(work: Path, supervise: Ma
         supervise().start(run_as="daemon")
 
 
-@pytest.mark.parametrize("stranger", ["daemon", "nobody", 12345])
-def test_no_other_account_gets_in_even_with_every_folder_open(
-    supervise: MakeSupervisor, stranger: str | int
-) -> None:
+def test_no_other_account_gets_in_even_with_every_folder_open(supervise: MakeSupervisor) -> None:
     supervisor = supervise()
     socket_dir = supervisor.start(run_as=account_named("postgres", "games").pw_name).socket_dir
-    number = stranger if isinstance(stranger, int) else pwd.getpwnam(stranger).pw_uid
-    assert ask_as(number, socket_dir) is None, "the folder is closed to it"
-    for path, mode in (
-        (socket_dir.parent, 0o755),
-        (socket_dir, 0o755),
-        (socket_dir / ".s.PGSQL.5432", 0o777),
-    ):
+    strangers = (pwd.getpwnam("daemon").pw_uid, NOBODY, 12345)
+    for stranger in strangers:
+        assert ask_as(stranger, socket_dir, "postgres") == [None], "the folder is closed to it"
+    opened = ((socket_dir.parent, 0o755), (socket_dir, 0o755), (socket_dir / ".s.PGSQL.5432", 0o777))
+    for path, mode in opened:
         path.chmod(mode)
-    for role in ("postgres", "tenantry_app", "daemon"):
-        assert ask_as(number, socket_dir, role=role) == "28000", "and so is the server"
-    assert ask_as(0, socket_dir) == ""
+    for stranger in strangers:
+        assert ask_as(stranger, socket_dir, "postgres", "tenantry_app", "daemon") == ["28000"] * 3
+    assert ask_as(0, socket_dir, "postgres") == [""]
 
 
-def ask_as(uid: int, socket_dir: Path, *, role: str = "postgres") -> str | None:
+def ask_as(uid: int, socket_dir: Path, *roles: str) -> object:
     """What the server answers a process of `uid`, which loads its code as root and then gives root up."""
     program = (
-        "import os, sys\n"
+        "import json, os, sys\n"
         "from pathlib import Path\n"
         "from tenantry.storage.embedded_process import ask\n"
-        "uid, path, role = int(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]\n"
+        "uid, path, roles = int(sys.argv[1]), Path(sys.argv[2], '.s.PGSQL.5432'), sys.argv[3:]\n"
         "os.setgroups([]); os.setgid(uid); os.setuid(uid)\n"
-        "print(repr(ask(path / '.s.PGSQL.5432', user=role, database='tenantry')))\n"
+        "print(json.dumps([ask(path, user=role, database='tenantry') for role in roles]))\n"
     )
-    command = [sys.executable, "-B", "-c", program, str(uid), str(socket_dir), role]
+    command = [sys.executable, "-B", "-c", program, str(uid), str(socket_dir), *roles]
     environment = {"PATH": os.environ["PATH"], "PYTHONPATH": PYTHON_PATH}
     said = subprocess.run(
         command, check=True, capture_output=True, env=environment, cwd="/", timeout=20
     ).stdout
-    return None if said == b"None\n" else said.decode().strip().strip("'")
+    return json.loads(said)
