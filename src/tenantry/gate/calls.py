@@ -130,13 +130,15 @@ def decode(
     begun: list[BeginResult | None] = [None] * begins
     for row in rows:
         part, place, code, position, detail = (
-            row["part"], row["ord"], row["code"], row["log_position"], row["detail"]
+            row["part"],
+            row["ord"],
+            row["code"],
+            row["log_position"],
+            row["detail"],
         )
         if part == "settle":
             settled[place - 1] = SettleResult(code, position)
         else:
             parsed = msgspec.json.decode(detail) if detail is not None else None
-            begun[place - 1] = BeginResult(
-                code, position, parsed, row["prior_action_id"], row["output"]
-            )
+            begun[place - 1] = BeginResult(code, position, parsed, row["prior_action_id"], row["output"])
     return settled, begun

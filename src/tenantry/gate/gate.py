@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from tenantry.gate.ledger import Ledger
     from tenantry.gate.perform import Perform
     from tenantry.gate.ports import Emit
+    from tenantry.gate.runs import Runs
+    from tenantry.gate.shed import ShedJournal
 
 
 class Gate:
@@ -44,9 +46,14 @@ class Gate:
         credential: FetchCredential,
         perform: Perform,
         ledger: Ledger,
+        runs: Runs,
+        shed: ShedJournal,
         clock: Clock,
     ) -> None:
         self.identify = identify
+        self.open_run = runs.open
+        self.close_run = runs.close
+        self.note_shed = shed.note
         self._begin = begin
         self._credential = credential
         self._perform = perform

@@ -12,10 +12,11 @@ grant execute on function
     tenantry.settle_rest_v1, tenantry.scopes_of_v1, tenantry.batch_v1
 to tenantry_gate;
 grant execute on function
-    tenantry.leaf_v1, tenantry.journal_admin_v1, tenantry.switch_v1, tenantry.switch_scope_v1,
+    tenantry.leaf_v1, tenantry.journal_note_v1, tenantry.journal_admin_v1, tenantry.switch_v1, tenantry.switch_scope_v1,
     tenantry.renew_instance_v1
 to tenantry_control;
 grant execute on function
-    tenantry.leaf_v1, tenantry.put_scope_v1, tenantry.bump_policy_version_v1, tenantry.journal_admin_v1
+    tenantry.leaf_v1, tenantry.put_scope_v1, tenantry.bump_policy_version_v1, tenantry.journal_note_v1,
+    tenantry.journal_admin_v1
 to tenantry_app;
 grant execute on function tenantry.bump_fleet_version_v1 to tenantry_platform;

@@ -62,10 +62,11 @@ as $$
     update tenantry.fleet_scope set policy_version = policy_version + 1 returning policy_version
 $$;
 
--- What a person did, in the tenant's journal and log, in the transaction of its effect.
-create or replace function tenantry.journal_admin_v1(
-    p_tenant text, p_action_id text, p_principal text, p_name text, p_target text, p_detail jsonb, p_instance text,
-    p_content bytea, p_content_sha256 bytea
+-- One entry that is no action, in the tenant's journal and log. state: admin (what a person did) | shed (requests turned
+-- away before they were decided on, counted).
+create or replace function tenantry.journal_note_v1(
+    p_state text, p_verdict text, p_tenant text, p_action_id text, p_principal text, p_name text, p_target text,
+    p_detail jsonb, p_instance text, p_content bytea, p_content_sha256 bytea
 ) returns bigint
 language plpgsql volatile
 as $$
@@ -87,15 +88,27 @@ begin
         input_sha256, policy_version, reason, verdict, detail, log_position, state, instance_id, begun_at, expires_at, settled_at,
         content, content_sha256
     ) values (
-        p_tenant, p_action_id, '', '', '', p_principal, 'admin', p_name, 2, p_target, p_content_sha256, v_version, '[]',
-        'allowed', p_detail, v_position, 'admin', p_instance, tenantry.now(), tenantry.now(), tenantry.now(), p_content,
+        p_tenant, p_action_id, '', '', '', p_principal, p_state, p_name, 2, p_target, p_content_sha256, v_version, '[]',
+        p_verdict, p_detail, v_position, p_state, p_instance, tenantry.now(), tenantry.now(), tenantry.now(), p_content,
         p_content_sha256
     );
     insert into tenantry.log_leaves (tenant_id, position, action_id, phase, leaf)
     values (p_tenant, v_position, p_action_id, 'begin',
-        tenantry.leaf_v1(p_tenant, v_position, p_action_id, 'begin', 'admin', p_content_sha256));
+        tenantry.leaf_v1(p_tenant, v_position, p_action_id, 'begin', p_verdict, p_content_sha256));
     return v_position;
 end
+$$;
+
+-- What a person did, in the transaction of its effect.
+create or replace function tenantry.journal_admin_v1(
+    p_tenant text, p_action_id text, p_principal text, p_name text, p_target text, p_detail jsonb, p_instance text,
+    p_content bytea, p_content_sha256 bytea
+) returns bigint
+language sql volatile
+as $$
+    select tenantry.journal_note_v1(
+        'admin', 'allowed', p_tenant, p_action_id, p_principal, p_name, p_target, p_detail, p_instance, p_content,
+        p_content_sha256)
 $$;
 
 -- Step one of a switch: one update of the scope row raises its epoch; from the commit on no begin of it is allowed
