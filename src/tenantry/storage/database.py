@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable, Iterable
-from typing import TYPE_CHECKING, Any, Final, Self
+from typing import Any, Final, Self
 
 import asyncpg
 import msgspec
@@ -18,6 +18,7 @@ import msgspec
 from tenantry.core.clock import Clock
 from tenantry.core.errors import StorageUnavailableError
 from tenantry.core.ids import TenantId
+from tenantry.storage.bound import TenantBound
 from tenantry.storage.connect import (
     Connection,
     DatabaseTarget,
@@ -39,9 +40,6 @@ from tenantry.storage.transaction import (
     TransactionStatements,
     count_of,
 )
-
-if TYPE_CHECKING:
-    from tenantry.storage.scope import TenantScope
 
 __all__ = [
     "ControlConnection",
@@ -272,8 +270,10 @@ class ControlConnection:
             self._listeners.append((channel, callback))
 
     @contextlib.asynccontextmanager
-    async def transaction(self, scope: TenantScope) -> AsyncIterator[ControlTransaction]:
+    async def transaction(self, scope: TenantBound) -> AsyncIterator[ControlTransaction]:
         """A transaction bound to the scope's tenant, committed at a clean exit. Errors: as `TenantScope`."""
+        if not isinstance(scope, TenantBound):
+            raise ScopeMisuseError("a control transaction is bound to the tenant of a scope")
         async with self._turns():
             binding = self._statements.tenant(scope.tenant_id)
             async with BoundTransaction(self, self._statements, binding) as transaction:

@@ -12,13 +12,14 @@ from __future__ import annotations
 
 import datetime as dt
 from types import TracebackType
-from typing import Final, Generic, NoReturn, Self, TypeVar
+from typing import Final, Self, TypeVar
 
 from tenantry.core.clock import Clock
 from tenantry.core.errors import InvalidInputError, NotFoundError
 from tenantry.core.ids import TenantId, parse_tenant_id
 from tenantry.core.principal import Principal, Role
 from tenantry.core.run import RunClaims
+from tenantry.storage.bound import MAKER, BoundCall, Maker, Sealed, TenantBound
 from tenantry.storage.connect import Row
 from tenantry.storage.database import Shard
 from tenantry.storage.errors import ScopeMisuseError
@@ -26,72 +27,20 @@ from tenantry.storage.seal import NONCE_BYTES, DataKey
 from tenantry.storage.statements import Statement, load_statements
 from tenantry.storage.transaction import Binding, BoundTransaction, Lender
 
+__all__ = ["BoundCall", "PlatformScope", "Row", "Scopes", "TenantScope"]
+
 T = TypeVar("T")
 
 REASON_CHARACTERS_MAX: Final = 1000
 
 
-class _Maker:
-    """The token that constructors ask for; one exists, and it stays in this module."""
-
-    __slots__ = ()
-
-
-_MAKER: Final = _Maker()
-
-
-class _Sealed:
-    """Made here only, changed by nobody, and neither copied nor pickled into being."""
-
-    __slots__ = ()
-
-    def __init_subclass__(cls, *, base: bool = False) -> None:
-        if not base and cls.__module__ != __name__:
-            raise ScopeMisuseError("scopes and bound calls cannot be extended")
-
-    def __reduce_ex__(self, protocol: object, /) -> NoReturn:
-        raise ScopeMisuseError("a scope or bound call cannot be copied or pickled")
-
-
-class BoundCall(_Sealed, Generic[T]):
-    """A call that a scope made, ready for the shard's batcher. `statement_name` says which batch it joins."""
-
-    __slots__ = ("_payload", "_shard_id", "_statement_name", "_tenant_id")
-
-    def __init__(
-        self, maker: _Maker, tenant_id: TenantId, shard_id: str, statement_name: str, payload: T
-    ) -> None:
-        if maker is not _MAKER:
-            raise ScopeMisuseError("only a scope makes bound calls: use scope.call(...)")
-        self._tenant_id = tenant_id
-        self._shard_id = shard_id
-        self._statement_name = statement_name
-        self._payload = payload
-
-    @property
-    def tenant_id(self) -> TenantId:
-        return self._tenant_id
-
-    @property
-    def shard_id(self) -> str:
-        return self._shard_id
-
-    @property
-    def statement_name(self) -> str:
-        return self._statement_name
-
-    @property
-    def payload(self) -> T:
-        return self._payload
-
-
-class _TransactionScope(_Sealed):
+class _TransactionScope(Sealed):
     """What both kinds of scope share: a lazy, bound transaction inside `async with`."""
 
     __slots__ = ("_binding", "_lender", "_shard", "_transaction")
 
-    def __init__(self, maker: _Maker, shard: Shard, lender: Lender, binding: Binding) -> None:
-        if maker is not _MAKER:
+    def __init__(self, maker: Maker, shard: Shard, lender: Lender, binding: Binding) -> None:
+        if maker is not MAKER:
             raise ScopeMisuseError("scopes are made by Scopes, from a principal, a run token or a job")
         self._shard = shard
         self._lender = lender
@@ -136,7 +85,7 @@ class _TransactionScope(_Sealed):
         return self._transaction
 
 
-class TenantScope(_TransactionScope):
+class TenantScope(TenantBound, _TransactionScope):
     """One tenant, one actor, one moment. Made by `Scopes`; may be entered again after it was left.
 
     Each `async with` block is one transaction as `tenantry_app`: opened at its first statement, committed at
@@ -147,7 +96,7 @@ class TenantScope(_TransactionScope):
 
     def __init__(
         self,
-        maker: _Maker,
+        maker: Maker,
         shard: Shard,
         *,
         tenant_id: TenantId,
@@ -183,7 +132,7 @@ class TenantScope(_TransactionScope):
 
     def call(self, statement_name: str, payload: T) -> BoundCall[T]:
         """A call for the group commit, bound to this tenant and shard; opens nothing."""
-        return BoundCall(_MAKER, self._tenant_id, self._shard.shard_id, statement_name, payload)
+        return BoundCall(MAKER, self._tenant_id, self._shard.shard_id, statement_name, payload)
 
     def key(self, *parts: str) -> str:
         """A key for caches, locks and channels: the tenant and `parts`, each unambiguous, joined by ``:``."""
@@ -224,7 +173,7 @@ class PlatformScope(_TransactionScope):
 
     __slots__ = ("_operator", "_reason")
 
-    def __init__(self, maker: _Maker, shard: Shard, *, reason: str, operator: str) -> None:
+    def __init__(self, maker: Maker, shard: Shard, *, reason: str, operator: str) -> None:
         super().__init__(maker, shard, shard.lender("tenantry_platform"), shard.statements.reason(reason))
         self._reason = reason
         self._operator = operator
@@ -281,7 +230,7 @@ class Scopes:
             raise NotFoundError("there is no such tenant")
         wanted = parse_tenant_id(tenant_id)
         scope = TenantScope(
-            _MAKER,
+            MAKER,
             self._shard,
             tenant_id=wanted,
             actor=principal.principal_id,
@@ -298,7 +247,7 @@ class Scopes:
             raise InvalidInputError(
                 f"a reason is 1 to {REASON_CHARACTERS_MAX} characters of text", path="$.reason"
             )
-        return PlatformScope(_MAKER, self._shard, reason=reason, operator=operator)
+        return PlatformScope(MAKER, self._shard, reason=reason, operator=operator)
 
     async def _scope(self, tenant_id: TenantId, actor: str) -> TenantScope:
         try:
@@ -307,7 +256,7 @@ class Scopes:
             raise NotFoundError("there is no such tenant") from None
         data_key = self._shard.keyring.cached(wanted) or await self._shard.keyring.data_key(wanted)
         return TenantScope(
-            _MAKER, self._shard, tenant_id=wanted, actor=actor, data_key=data_key, clock=self._clock
+            MAKER, self._shard, tenant_id=wanted, actor=actor, data_key=data_key, clock=self._clock
         )
 
 

@@ -58,8 +58,7 @@ async def terminate(database: DatabaseTarget, pid: int) -> None:
         await root.close()
 
 
-# ----------------------------------------------------------------------------------------------------------
-# the gate
+# --------------------------------------------------------------------------------------------------- the gate
 
 
 async def test_the_gate_keeps_its_connection_over_refused_statements(gate: GateConnection) -> None:
@@ -131,8 +130,7 @@ async def test_a_process_has_no_more_connections_than_its_share(shard: Shard) ->
         await shard.gate_connection()
 
 
-# -------------------------------------------------------------------------------------------------------
-# control
+# ---------------------------------------------------------------------------------------------------- control
 
 
 async def test_control_binds_the_scope_s_tenant(
@@ -223,8 +221,7 @@ async def test_control_works_while_the_app_s_pool_is_taken(
         await shard.close()
 
 
-# ---------------------------------------------------------------------------------------------- the server's
-# life
+# ------------------------------------------------------------------------------------------ the server's life
 
 
 @pytest.fixture
@@ -280,8 +277,7 @@ async def test_opening_says_what_is_wrong(
             await Shard.open(target, ROOT_KEY, PoolSizes(), clock)
 
 
-# ------------------------------------------------------------------------------------------- an external
-# server
+# ----------------------------------------------------------------------------------------- an external server
 
 
 async def copy(source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:

@@ -102,8 +102,7 @@ def test_keys_do_not_show() -> None:
     assert "r" * 8 not in repr(ROOT) and "k" * 8 not in repr(KEY)
 
 
-# --------------------------------------------------------------------------------------------------- the root
-# file
+# ---------------------------------------------------------------------------------------------- the root file
 
 
 def test_the_root_key_is_made_once_and_only_for_us(tmp_path: Path) -> None:
@@ -165,8 +164,7 @@ def test_a_damaged_root_key_is_refused_and_kept(tmp_path: Path, content: bytes) 
     assert path.read_bytes() == content
 
 
-# -------------------------------------------------------------------------------------------------------- the
-# ring
+# --------------------------------------------------------------------------------------------------- the ring
 
 
 class Loader:
