@@ -32,6 +32,7 @@ as $$
 #variable_conflict use_column
 declare
     v_skipped tenantry.scope_key_v1[] := '{}';
+    v_position bigint;
 begin
     -- INVARIANT 2: bound before any row is touched; row security holds every statement below to these tenants.
     perform set_config('app.batch', (
@@ -39,6 +40,13 @@ begin
         from (select tenant_id from unnest(b_items) union all select tenant_id from unnest(s_items)) it
     ), true);
     perform from tenantry.fleet_scope for share;
+    if cardinality(b_items) = 1 and cardinality(s_items) = 0 and not p_skip_locked then
+        v_position := tenantry.begin_one_v1(p_instance, b_items[1]);
+        if v_position is not null then
+            return query select 'begin', 1, 'allowed', v_position, null::jsonb, null::text, null::bytea;
+            return;
+        end if;
+    end if;
 
     if p_skip_locked then
         with held as (

@@ -35,6 +35,7 @@ from tenantry.storage.statements import Statement, StatementFileError, load_stat
 FUNCTION_FILES: Final = (
     ("tenantry.gate", "decide.sql"),
     ("tenantry.gate", "begin.sql"),
+    ("tenantry.gate", "begin_one.sql"),
     ("tenantry.gate", "settle.sql"),
     ("tenantry.gate", "batch.sql"),
     ("tenantry.gate", "scopes.sql"),
