@@ -2,11 +2,16 @@
 -- every scope row named here was locked in the global order; never called alone.
 
 -- name: begin :script
--- What is left of a meter; a null limit does not bound.
-create or replace function tenantry.left_of_v1(limit_ bigint, used bigint, reserved bigint, in_window boolean)
-returns bigint
+-- What is left of a meter; a null limit does not bound. A window that has not begun yet (the clock was set back) has
+-- nothing left: what was counted in it must not be counted away.
+create or replace function tenantry.left_of_v1(
+    limit_ bigint, used bigint, reserved bigint, window_at bigint, this_window bigint
+) returns bigint
 language sql immutable parallel safe
-return coalesce(limit_ - case when in_window then used + reserved else 0 end, 4611686018427387904);
+return coalesce(limit_ - case
+    when window_at = this_window then used + reserved
+    when window_at > this_window then limit_
+    else 0 end, 4611686018427387904);
 
 -- The leaf of one entry (RFC 6962 section 2.1: SHA-256 over 0x00 and the entry). The entry is text that a verifier can
 -- rebuild, then the SHA-256 of the salted, sealed content; so the proof stays valid after the content is erased.
@@ -191,6 +196,7 @@ begin
                         and s.labels_epoch = it.labels_epoch
                         and (s.labels = '{}' or s.labels <@ string_to_array(it.labels, ','))
                     else true end)
+            and s.model_tokens_minute_window <= v_minute and s.day_window <= d.day
             and (s.overrun_tokens + s.overrun_microusd = 0 or sum(it.model_tokens) = 0)
             and coalesce(s.requests_interval_us * (s.requests_burst - count(*))
                 >= greatest(s.requests_tat_us, v_now_us) - v_now_us, true)

@@ -26,6 +26,7 @@ begin
             when 3 then s.attempt = it.attempt and s.lease_expires_at > v_now and s.labels_epoch = it.labels_epoch
                 and (s.labels = '{}' or s.labels <@ string_to_array(it.labels, ','))
             else true end
+        and s.model_tokens_minute_window <= v_minute and s.day_window <= s.day
         and (it.model_tokens = 0 or s.overrun_tokens + s.overrun_microusd = 0)
         and coalesce(s.requests_interval_us * (s.requests_burst - 1)
             >= greatest(s.requests_tat_us, v_now_us) - v_now_us, true)
@@ -54,6 +55,10 @@ begin
         order by s.level
         for no key update of s
     ) s;
+    -- The time was taken before the lock: where a window ended meanwhile, it has to be taken again.
+    if extract(epoch from tenantry.now()) >= v_minute + 60 then
+        return null;
+    end if;
     if not v_fits or not it.allow or it.approvers <> '' or it.run_spec is not null then
         return null;
     end if;

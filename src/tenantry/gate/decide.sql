@@ -88,19 +88,19 @@ begin
         array_agg(coalesce(
             (s.requests_interval_us * s.requests_burst - (greatest(s.requests_tat_us, v_now_us) - v_now_us))
             / s.requests_interval_us, c_big) order by w.ordinality),
-        array_agg(tenantry.left_of_v1(s.concurrent_runs_limit, 0, s.concurrent_runs_reserved, true) order by w.ordinality),
-        array_agg(tenantry.left_of_v1(s.model_inflight_limit, 0, s.model_inflight_reserved, true) order by w.ordinality),
+        array_agg(tenantry.left_of_v1(s.concurrent_runs_limit, 0, s.concurrent_runs_reserved, 0, 0) order by w.ordinality),
+        array_agg(tenantry.left_of_v1(s.model_inflight_limit, 0, s.model_inflight_reserved, 0, 0) order by w.ordinality),
         array_agg(tenantry.left_of_v1(s.model_tokens_minute_limit, s.model_tokens_minute_used,
-            s.model_tokens_minute_reserved, s.model_tokens_minute_window = v_minute) order by w.ordinality),
+            s.model_tokens_minute_reserved, s.model_tokens_minute_window, v_minute) order by w.ordinality),
         array_agg(tenantry.left_of_v1(s.model_tokens_day_limit, s.model_tokens_day_used,
-            s.model_tokens_day_reserved, s.day_window = case s.level when 3 then 0 else v_day end) order by w.ordinality),
+            s.model_tokens_day_reserved, s.day_window, case s.level when 3 then 0 else v_day end) order by w.ordinality),
         array_agg(tenantry.left_of_v1(s.cost_microusd_day_limit, s.cost_microusd_day_used,
-            s.cost_microusd_day_reserved, s.day_window = case s.level when 3 then 0 else v_day end) order by w.ordinality),
+            s.cost_microusd_day_reserved, s.day_window, case s.level when 3 then 0 else v_day end) order by w.ordinality),
         array_agg(tenantry.left_of_v1(s.tool_calls_day_limit, s.tool_calls_day_used,
-            s.tool_calls_day_reserved, s.day_window = case s.level when 3 then 0 else v_day end) order by w.ordinality),
+            s.tool_calls_day_reserved, s.day_window, case s.level when 3 then 0 else v_day end) order by w.ordinality),
         array_agg(tenantry.left_of_v1(s.high_risk_day_limit, s.high_risk_day_used,
-            s.high_risk_day_reserved, s.day_window = case s.level when 3 then 0 else v_day end) order by w.ordinality),
-        array_agg(tenantry.left_of_v1(s.journal_bytes_limit, s.journal_bytes_used, s.journal_bytes_reserved, true)
+            s.high_risk_day_reserved, s.day_window, case s.level when 3 then 0 else v_day end) order by w.ordinality),
+        array_agg(tenantry.left_of_v1(s.journal_bytes_limit, s.journal_bytes_used, s.journal_bytes_reserved, 0, 0)
             order by w.ordinality)
     into
         v_skipped, v_known, v_admits, v_by_approval, v_policy_version, v_attempt, v_lease_live, v_labels,
