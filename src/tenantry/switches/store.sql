@@ -45,3 +45,53 @@ from tenantry.instances i
 cross join (select tenantry.now() as now) n
 order by i.instance_id
 limit 1000
+
+-- name: confirm :exec
+-- What came of a switch, once. Cheap: the primary key.
+update tenantry.switches s
+set confirmed_at = $2, acknowledgements = $3::jsonb
+where s.switch_seq = $1 and s.confirmed_at is null
+
+-- name: find_switch :one
+-- Whether a switch whose answer was lost took effect. Cheap: the unique index.
+select s.switch_seq, s.epoch, s.requested_at
+from tenantry.switches s
+where s.switch_id = $1
+
+-- name: list_switches :many
+-- In a tenant's scope (its own and the fleet's) or the platform's (all). Newest first, one page. Cheap: the primary key
+-- backwards.
+select
+    s.switch_seq, s.switch_id, s.tenant_id::text as tenant_id, s.level, s.subject_id, s.verb, s.mode, s.mode_expires_at,
+    s.requested_by, s.reason, s.requested_at, s.confirmed_at, s.acknowledgements::text as acknowledgements
+from tenantry.switches s
+where ($1::bigint is null or s.switch_seq < $1) and ($2::text is null or s.tenant_id = $2)
+order by s.switch_seq desc
+limit $3
+
+-- name: holders :many
+-- Who has switched a scope since it was last as before, and its epoch: whose word undoing it must not override. $4: verbs
+-- that switch, $5: those that undo; a mode of 'normal' undoes too. Cheap: the tenant's switches, which people make.
+select distinct h.requested_by, s.epoch
+from tenantry.scopes s
+left join tenantry.switches h
+    on h.tenant_id = s.tenant_id and h.level = s.level and h.subject_id = s.subject_id and h.verb = any ($4::text[])
+    and h.mode is distinct from 'normal' and (h.mode_expires_at <= tenantry.now()) is not true
+    and h.switch_seq > coalesce((
+        select max(u.switch_seq)
+        from tenantry.switches u
+        where u.tenant_id = s.tenant_id and u.level = s.level and u.subject_id = s.subject_id
+            and (u.verb = any ($5::text[]) or u.verb = any ($4::text[]) and u.mode = 'normal')
+    ), 0)
+where s.tenant_id = $1 and s.level = $2 and s.subject_id = $3
+limit 100
+
+-- name: list_stopped :many
+-- Scopes of a tenant that are not as usual, runs that are over left out. Cheap: the tenant's scope rows, in its scope.
+select s.level, s.subject_id, s.killed, s.frozen, s.mode, s.mode_expires_at, s.switch_id, s.switched_by, s.switched_at,
+    s.switch_reason
+from tenantry.scopes s
+where s.tenant_id = $1 and (s.killed or s.frozen or s.mode <> 'normal' and (s.mode_expires_at <= tenantry.now()) is not true)
+    and (s.level < 3 or s.lease_expires_at > tenantry.now())
+order by s.level, s.subject_id
+limit $2
