@@ -1,1 +1,1 @@
-"""Logs, spans and metrics, bound to the envelope."""
+"""Logs, bound to the envelope."""
