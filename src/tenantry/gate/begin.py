@@ -86,7 +86,16 @@ class Begin:
             decision = authorize(view, subject, action, labels)
             decided = self._clock.monotonic()
             timings.policy += (decided - started) * 1000
-            item = _make_item(scope, subject, view, action, decision, labels, epoch, run_spec, self._clock)
+            item = _make_item(
+                scope,
+                subject,
+                view,
+                action,
+                decision,
+                seen=(labels, epoch),
+                run_spec=run_spec,
+                clock=self._clock,
+            )
             result = await self._ledger.begin(scope, item)
             timings.gate += (self._clock.monotonic() - decided) * 1000
             if result.code == "stale_policy":
@@ -122,8 +131,8 @@ def _make_item(
     view: TenantView,
     action: Action,
     decision: Decision,
-    labels: Labels,
-    labels_epoch: int,
+    *,
+    seen: tuple[Labels, int],
     run_spec: str | None,
     clock: Clock,
 ) -> BeginItem:
@@ -155,8 +164,8 @@ def _make_item(
         reason=msgspec.json.encode(decision.reason).decode(),
         approvers=approvers,
         approval_digest=_approval_digest(subject, view, action),
-        labels=",".join(sorted(labels)),
-        labels_epoch=labels_epoch,
+        labels=",".join(sorted(seen[0])),
+        labels_epoch=seen[1],
         concurrent_runs=usage.concurrent_runs,
         model_inflight=usage.model_inflight,
         model_tokens=usage.model_tokens,

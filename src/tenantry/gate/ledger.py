@@ -1,7 +1,7 @@
 """The gate's side of the group commit: what was begun and is not settled, and nothing of it forgotten.
 
-Whoever asks may be cancelled at any await. Its item is neither lost nor repeated: an intent that turns out to have begun
-with nobody there to perform it is voided, and so is one of which the database never said whether it had begun.
+Whoever asks may be cancelled at any await. Its item is neither lost nor repeated: an intent that turns out to have
+begun with nobody there to perform it is voided, and so is one of which the database never said whether it had begun.
 """
 
 from __future__ import annotations

@@ -70,8 +70,8 @@ class TenantQueues:
         batch: list[Entry] = []
         for tenant_id in list(self._queues):
             queue = self._queues.pop(tenant_id)
-            for _ in range(min(len(queue), self._per_tenant, self._size - len(batch))):
-                batch.append(queue.popleft())
+            share = min(len(queue), self._per_tenant, self._size - len(batch))
+            batch.extend(queue.popleft() for _ in range(share))
             if queue:
                 self._queues[tenant_id] = queue
             if len(batch) >= self._size:

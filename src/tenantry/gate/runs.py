@@ -1,5 +1,7 @@
-"""Opening and closing runs. Opening one is an action of kind ``run``: it passes policy and meters, and holds its slot of
-`concurrent_runs` until the run's own settlement gives it back.
+"""Opening and closing runs.
+
+Opening one is an action of kind ``run``: it passes policy and meters, and holds its slot of `concurrent_runs` until the
+run's own settlement gives it back.
 """
 
 from __future__ import annotations
@@ -72,7 +74,7 @@ class Runs:
         view = await self._views.get(scope)
         run_id = RunId(new_id("wr", self._clock))
         subject = self._subject(principal, request, view, run_id)
-        action = self._start_action(request, run_id)
+        action = self._start_action(request)
         timings = Timings()
         begun = await self._begin(
             scope, subject, view, action, timings, run_spec=_run_spec(subject, view, request, action)
@@ -161,7 +163,7 @@ class Runs:
             deadline_at=self._clock.now() + dt.timedelta(milliseconds=request.deadline_ms),
         )
 
-    def _start_action(self, request: OpenRun, run_id: RunId) -> Action:
+    def _start_action(self, request: OpenRun) -> Action:
         return Action(
             action_id=ActionId(new_id("act", self._clock)),
             name=RUN_START,

@@ -99,8 +99,11 @@ class AuthSpec(Spec, frozen=True):
 
 
 class HttpActionSpec(Spec, frozen=True):
-    """One plain HTTP action. ``path`` may hold ``{record_id}``; ``url_from_input`` names an input field that is the
-    whole URL (a fetch), then ``path`` is empty and the destination is what policy decides on."""
+    """One plain HTTP action; ``path`` may hold ``{record_id}``.
+
+    ``url_from_input`` names an input field that is the whole URL (a fetch); then ``path`` is empty, and the
+    destination is what policy decides on.
+    """
 
     risk: RiskWord
     method: Literal["GET", "POST", "PUT", "PATCH", "DELETE"] = "POST"
@@ -115,8 +118,11 @@ class HttpActionSpec(Spec, frozen=True):
 
 
 class IntegrationSpec(Spec, frozen=True):
-    """An upstream system of a tenant. ``allow_private`` lets it live on a private or loopback address and is the
-    operator's to grant; ``allowed_hosts`` widens the allow-list beyond the host of ``base_url``."""
+    """An upstream system of a tenant.
+
+    ``allow_private`` lets it live on a private or loopback address and is the operator's to grant;
+    ``allowed_hosts`` widens the allow-list beyond the host of ``base_url``.
+    """
 
     base_url: str
     actions: dict[str, HttpActionSpec]
