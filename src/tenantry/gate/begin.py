@@ -102,6 +102,9 @@ class Begin:
                 view = await self._views.reload(scope, stale=view)
             elif result.code == "stale_labels":
                 self._learn(subject, result.detail or {})
+            elif result.code == "open" and action.kind == "run":
+                # The run that this key opened is under way; its action stays open as long as it lives.
+                return Begun(Allowed(ActionId(result.prior_action_id or ""), None), view, item)
             elif result.code == "open":
                 if not await self._wait(result, waited_until, passed):
                     return Begun(UnknownOutcome(ActionId(result.prior_action_id or "")), view, item)

@@ -83,7 +83,9 @@ class Runs:
         if not isinstance(begun.verdict, Allowed):
             return OpenedRun(result, None, None, None)
         if begun.verdict.recorded is not None:
-            raise InvalidInputError("the run with this idempotency key has ended", path="$")
+            raise InvalidInputError("the run with this idempotency key has ended; take a new key", path="$")
+        if begun.verdict.action_id != action.action_id:
+            return await self._opened_before(scope, result, begun.verdict.action_id)
         claims = RunClaims(
             tenant_id=scope.tenant_id,
             workspace_id=subject.workspace_id,
@@ -94,6 +96,25 @@ class Runs:
             expires_at=subject.deadline_at,
         )
         return OpenedRun(result, run_id, self._tokens.issue(claims), claims)
+
+    async def _opened_before(
+        self, scope: TenantScope, result: ActionResult, action_id: ActionId
+    ) -> OpenedRun:
+        """The run that the same idempotency key opened earlier, with a token of its own."""
+        async with scope:
+            row = await scope.fetch_one(self._statements["find_started"], scope.tenant_id, action_id)
+        if row is None:
+            raise InvalidInputError("the run with this idempotency key has ended; take a new key", path="$")
+        claims = RunClaims(
+            tenant_id=scope.tenant_id,
+            workspace_id=row["workspace_id"],
+            agent_id=row["agent_id"],
+            run_id=row["run_id"],
+            attempt=row["attempt"],
+            principal_id=row["principal_id"],
+            expires_at=row["deadline_at"],
+        )
+        return OpenedRun(result, claims.run_id, self._tokens.issue(claims), claims)
 
     async def close(
         self, scope: TenantScope, run_id: RunId, state: RunState, result: bytes | None
