@@ -11,6 +11,7 @@ import asyncio
 from collections import OrderedDict
 from typing import Final
 
+from tenantry.broker.platform import find_credential, open_credential
 from tenantry.broker.secrets import (
     Credential,
     CredentialRefused,
@@ -28,6 +29,7 @@ from tenantry.storage.scope import TenantScope
 STALE_S_MAX: Final = 1.0
 ENTRIES_MAX: Final = 10_000
 CACHED_BYTES_MAX: Final = 32 * 1024 * 1024
+PROVIDERS_MAX: Final = 1_000
 
 
 class _Entry:
@@ -53,6 +55,8 @@ class Broker:
         self._clock = clock
         self._entries: OrderedDict[str, _Entry] = OrderedDict()
         self._bytes_held = 0
+        self._platform: OrderedDict[str, tuple[str | None, float]] = OrderedDict()
+        self._platform_lock = asyncio.Lock()
 
     async def credential(self, scope: TenantScope, request: SecretRequest) -> Credential | CredentialRefused:
         """The current version of the secret asked for, or why not.
@@ -80,6 +84,28 @@ class Broker:
                     await self._read(scope, request, key, entry)
         # INVARIANT 12: what is handed out was sealed for this very tenant; another's would not open.
         return _judge(scope, request, entry.stored)
+
+    async def platform_credential(self, scope: TenantScope, provider: str) -> Credential | CredentialRefused:
+        """The platform's own credential at a model provider, the same for every tenant.
+
+        Enters `scope` itself when it must read. Cost and errors: as `credential`.
+        """
+        known = self._platform.get(provider)
+        if known is None or self._clock.monotonic() - known[1] > STALE_S_MAX:
+            async with self._platform_lock:
+                known = self._platform.get(provider)
+                read_at = self._clock.monotonic()
+                if known is None or read_at - known[1] > STALE_S_MAX:
+                    async with scope:
+                        known = (await find_credential(scope, provider), read_at)
+                    self._platform[provider] = known
+                    self._platform.move_to_end(provider)
+                    if len(self._platform) > PROVIDERS_MAX:
+                        self._platform.popitem(last=False)
+        document = known[0]
+        if document is None:
+            return CredentialRefused(RefusalReason.ABSENT, provider)
+        return open_credential(scope.shard.keyring, provider, document)
 
     def invalidate(self, tenant_id: TenantId) -> None:
         """Forget what is cached of a tenant: after a rotation, a revocation, or when it leaves."""

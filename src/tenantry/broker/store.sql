@@ -52,3 +52,9 @@ where s.tenant_id = $1 and ($2::text is null or s.workspace_id = $2)
     and (s.workspace_id, s.name::text, s.version) > ($3::text, $4::text, $5::integer)
 order by s.workspace_id, s.name::text, s.version
 limit $6
+
+-- name: find_provider_credential :one
+-- The platform's own, in any tenant's scope. Cheap: the primary key.
+select p.spec::text as document
+from tenantry.platform_specs p
+where p.kind = 'provider_credential' and p.name = $1

@@ -51,6 +51,7 @@ from tenantry.storage.statements import Statement, load_statements
 
 TENANTS_PAGE_MAX = 1000
 DISPLAY_NAME_CHARS_MAX = 200
+_CREDENTIAL_KIND = "provider_credential"
 
 T = TypeVar("T")
 
@@ -239,6 +240,22 @@ async def list_platform_specs(scope: PlatformScope, kind: PlatformKind) -> Mappi
     rows = await scope.fetch_all(_statements()["list_platform_specs"], kind)
     documents = {row["name"]: row["document"] for row in rows}
     return _decode_all({kind: documents}, kind, PLATFORM_KINDS[kind])
+
+
+async def list_provider_credentials(scope: PlatformScope | TenantScope) -> dict[str, str]:
+    """Each provider's credential document (JSON), sealed; the platform's, so every tenant's scope reads it."""
+    rows = await scope.fetch_all(_statements()["list_platform_specs"], _CREDENTIAL_KIND)
+    return {row["name"]: row["document"] for row in rows}
+
+
+async def put_provider_credentials(scope: PlatformScope, documents: Mapping[str, str]) -> bool:
+    """Make the providers' credential documents what is given, and no others; True when anything changed."""
+    statements, names = _statements(), list(documents)
+    deleted = await scope.execute(statements["delete_other_platform_specs"], _CREDENTIAL_KIND, names)
+    put = await scope.execute(
+        statements["put_platform_specs"], _CREDENTIAL_KIND, names, list(documents.values())
+    )
+    return deleted + put > 0
 
 
 async def _check_whole(scope: TenantScope) -> None:
