@@ -7,6 +7,7 @@ import hashlib
 from collections.abc import Callable
 from typing import Any
 
+from tenantry.adapters.http_request import Plan, credential_headers
 from tenantry.broker.secrets import Credential, SecretValue
 from tenantry.core.action import Action, ActionKind, Outcome, Risk, Target
 from tenantry.core.clock import SystemClock
@@ -166,7 +167,7 @@ def model_call(
     seconds: float = 5.0,
     secret: str | None = SECRET,
     pool_key: str = "borealis/acme",
-    **provider: Any,
+    **provider: Any,  # noqa: ANN401 fields of the declaration
 ) -> AdapterCall:
     spec = ProviderSpec(base_url=url + "/v1", **{"allow_private": True, **provider})
     return AdapterCall(
@@ -192,7 +193,7 @@ def tool_call(
     record_id: str = "zd_99102",
     key: str | None = None,
     destination: str | None = None,
-    **integration: Any,
+    **integration: Any,  # noqa: ANN401 fields of the declaration
 ) -> AdapterCall:
     declared = IntegrationSpec(
         base_url=url, actions={"ticket": spec}, auth=auth, **{"allow_private": True, **integration}
@@ -218,3 +219,15 @@ def tool_call(
 
 def shown(outcome: Outcome) -> str:
     return (outcome.output or b"").decode()
+
+
+def integration_of(
+    base_url: str, spec: HttpActionSpec, allowed_hosts: tuple[str, ...] = ()
+) -> IntegrationSpec:
+    return IntegrationSpec(base_url=base_url, actions={"ticket": spec}, allowed_hosts=allowed_hosts)
+
+
+def credential_headers_of(plan: Plan) -> tuple[tuple[str, str], ...]:
+    """The headers that a bearer credential adds to a planned request."""
+    added = plan.with_credential(plan.request, credential_headers(AuthSpec(secret="s"), "abc"))
+    return added.headers[len(plan.request.headers) :]

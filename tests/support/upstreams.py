@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import weakref
 from collections.abc import Awaitable, Callable
 from typing import Self
 
@@ -22,7 +23,9 @@ class Request(msgspec.Struct):
 class Peer:
     """One connection as the upstream sees it."""
 
-    def __init__(self, upstream: Upstream, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    def __init__(
+        self, upstream: Upstream, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
         self.upstream = upstream
         self.reader = reader
         self.writer = writer
@@ -50,7 +53,9 @@ class Peer:
         self.writer.write(data)
         await self.writer.drain()
 
-    async def reply(self, status: int, body: bytes = b"", content_type: str = "application/json", **headers: str) -> None:
+    async def reply(
+        self, status: int, body: bytes = b"", content_type: str = "application/json", **headers: str
+    ) -> None:
         """A whole answer with its length."""
         lines = [f"HTTP/1.1 {status} X", f"Content-Length: {len(body)}", f"Content-Type: {content_type}"]
         lines += [f"{name.replace('_', '-')}: {value}" for name, value in headers.items()]
@@ -90,6 +95,7 @@ class Upstream:
         self._script = script
         self._server: asyncio.Server | None = None
         self._tasks: set[asyncio.Task[None]] = set()
+        self._transports: weakref.WeakSet[asyncio.WriteTransport] = weakref.WeakSet()
         self.connections = 0
         self.bytes_received = 0
         self.requests: list[Request] = []
@@ -110,34 +116,45 @@ class Upstream:
         return f"http://127.0.0.1:{self.port}"
 
     async def __aenter__(self) -> Self:
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0, limit=2**20)
+        self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0, limit=2**20)
         return self
 
     async def __aexit__(self, *_exception: object) -> None:
         assert self._server is not None
+        # A connection that is being accepted while its server closes is one that nobody closes.
+        for _ in range(5):
+            await asyncio.sleep(0)
         self._server.close()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        for transport in self._transports:
+            transport.abort()
+        for _ in range(3):
+            await asyncio.sleep(0)
         assert not self.faults, self.faults
 
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        self._tasks.add(task)
+    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connections += 1
+        self._transports.add(writer.transport)
+        task = asyncio.get_running_loop().create_task(self._serve(Peer(self, reader, writer)))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _serve(self, peer: Peer) -> None:
         try:
-            await self._script(Peer(self, reader, writer))
+            await self._script(peer)
         except (ConnectionError, asyncio.IncompleteReadError, asyncio.CancelledError):
             pass
         except BaseException as fault:  # noqa: BLE001 shown by the test that made it
             self.faults.append(fault)
         finally:
-            self._tasks.discard(task)
-            writer.close()
+            peer.writer.close()
 
 
-def answering(status: int, body: bytes = b"{}", content_type: str = "application/json", **headers: str) -> Script:
+def answering(
+    status: int, body: bytes = b"{}", content_type: str = "application/json", **headers: str
+) -> Script:
     """A script that answers every request alike, on connections that stay open."""
 
     async def script(peer: Peer) -> None:
