@@ -91,13 +91,12 @@ create or replace function tenantry.ask_approval_v1(
 ) returns jsonb
 language sql volatile
 as $$
-    with lapsed as (
-        update tenantry.approvals a
-        set state = 'expired'
-        where a.tenant_id = p_tenant and a.run_id = p_run and a.digest = p_digest
-            and a.state in ('pending', 'approved') and a.expires_at <= p_now
-    ),
-    asked as (
+    -- A statement of its own: the index of open approvals must have forgotten the old one before the new one enters.
+    update tenantry.approvals a
+    set state = 'expired'
+    where a.tenant_id = p_tenant and a.run_id = p_run and a.digest = p_digest
+        and a.state in ('pending', 'approved') and a.expires_at <= p_now;
+    with asked as (
         insert into tenantry.approvals (
             tenant_id, approval_id, digest, run_id, action_id, approvers, requested_at, expires_at
         )
@@ -145,8 +144,11 @@ as $$
     )
     select
         p_tenant, 3, p_run, 1, (p_spec ->> 'deadline_at')::timestamptz,
-        60000000 / greatest(l.requests_per_minute, 1),
-        least(coalesce(l.requests_burst, l.requests_per_minute), l.requests_per_minute * 1000000),
+        case when l.requests_per_minute is not null
+            then 60000000 / greatest(least(l.requests_per_minute, 60000000), 1) end,
+        case when l.requests_per_minute is not null
+            then least(coalesce(l.requests_burst, l.requests_per_minute), least(l.requests_per_minute, 60000000) * 1000000)
+            end,
         l.model_inflight, l.model_tokens_minute, l.model_tokens_day,
         l.cost_microusd_day, l.tool_calls_day, l.high_risk_day, l.journal_bytes
     from jsonb_to_record(p_spec -> 'limits') l(
@@ -187,15 +189,15 @@ begin
     from (
         select
             count(*) as touches,
-            s.mode = 'normal' and not s.killed
-            and bool_and(
+            coalesce(s.mode = 'normal' and not s.killed
+            and bool_and(coalesce(
                 it.allow and it.approvers = '' and it.fleet_version = f.policy_version and f.mode = 'normal'
                 and case s.level
                     when 0 then s.policy_version = it.policy_version
                     when 3 then s.attempt = it.attempt and s.lease_expires_at > v_now
                         and s.labels_epoch = it.labels_epoch
                         and (s.labels = '{}' or s.labels <@ string_to_array(it.labels, ','))
-                    else true end)
+                    else true end, false))
             and s.model_tokens_minute_window <= v_minute and s.day_window <= d.day
             and (s.overrun_tokens + s.overrun_microusd = 0 or sum(it.model_tokens) = 0)
             and coalesce(s.requests_interval_us * (s.requests_burst - count(*))
@@ -218,7 +220,7 @@ begin
                 then s.high_risk_day_used + s.high_risk_day_reserved else 0 end
                 <= s.high_risk_day_limit, true)
             and coalesce(s.journal_bytes_used + s.journal_bytes_reserved + sum(it.journal_bytes)
-                <= s.journal_bytes_limit, true) as fits
+                <= s.journal_bytes_limit, true), false) as fits
         from unnest(p_items) it
         cross join tenantry.fleet_scope f
         cross join lateral (values (0, it.tenant_id), (1, it.workspace), (2, it.agent), (3, it.scope_run))
@@ -251,7 +253,7 @@ begin
         v_refused := exists (select from unnest(v_code) c(code) where c.code <> 'allowed');
     end if;
 
-    -- Post every scope's share of what was allowed, rolling windows over, in one update by primary key.
+    -- Post every scope's share of what was allowed, rolling windows over (never back), in one update by primary key.
     update tenantry.scopes s
     set
         log_size = s.log_size + d.entries,
@@ -261,24 +263,24 @@ begin
             else s.requests_tat_us end,
         concurrent_runs_reserved = s.concurrent_runs_reserved + d.concurrent_runs,
         model_inflight_reserved = s.model_inflight_reserved + d.model_inflight,
-        model_tokens_minute_window = v_minute,
+        model_tokens_minute_window = greatest(s.model_tokens_minute_window, v_minute),
         model_tokens_minute_used =
-            case when s.model_tokens_minute_window = v_minute then s.model_tokens_minute_used else 0 end,
+            case when s.model_tokens_minute_window >= v_minute then s.model_tokens_minute_used else 0 end,
         model_tokens_minute_reserved = d.model_tokens
-            + case when s.model_tokens_minute_window = v_minute then s.model_tokens_minute_reserved else 0 end,
-        day_window = d.day,
-        model_tokens_day_used = case when s.day_window = d.day then s.model_tokens_day_used else 0 end,
+            + case when s.model_tokens_minute_window >= v_minute then s.model_tokens_minute_reserved else 0 end,
+        day_window = greatest(s.day_window, d.day),
+        model_tokens_day_used = case when s.day_window >= d.day then s.model_tokens_day_used else 0 end,
         model_tokens_day_reserved = d.model_tokens
-            + case when s.day_window = d.day then s.model_tokens_day_reserved else 0 end,
-        cost_microusd_day_used = case when s.day_window = d.day then s.cost_microusd_day_used else 0 end,
+            + case when s.day_window >= d.day then s.model_tokens_day_reserved else 0 end,
+        cost_microusd_day_used = case when s.day_window >= d.day then s.cost_microusd_day_used else 0 end,
         cost_microusd_day_reserved = d.cost_microusd
-            + case when s.day_window = d.day then s.cost_microusd_day_reserved else 0 end,
-        tool_calls_day_used = case when s.day_window = d.day then s.tool_calls_day_used else 0 end,
+            + case when s.day_window >= d.day then s.cost_microusd_day_reserved else 0 end,
+        tool_calls_day_used = case when s.day_window >= d.day then s.tool_calls_day_used else 0 end,
         tool_calls_day_reserved = d.tool_calls
-            + case when s.day_window = d.day then s.tool_calls_day_reserved else 0 end,
-        high_risk_day_used = case when s.day_window = d.day then s.high_risk_day_used else 0 end,
+            + case when s.day_window >= d.day then s.tool_calls_day_reserved else 0 end,
+        high_risk_day_used = case when s.day_window >= d.day then s.high_risk_day_used else 0 end,
         high_risk_day_reserved = d.high_risk
-            + case when s.day_window = d.day then s.high_risk_day_reserved else 0 end,
+            + case when s.day_window >= d.day then s.high_risk_day_reserved else 0 end,
         journal_bytes_used = s.journal_bytes_used + d.refused_bytes,
         journal_bytes_reserved = s.journal_bytes_reserved + d.journal_bytes
     from (
@@ -309,6 +311,14 @@ begin
         group by it.tenant_id, t.level, t.subject_id
     ) d
     where s.tenant_id = d.tenant_id and s.level = d.level and s.subject_id = d.subject_id;
+
+    -- Used up before anybody is asked again, so that nobody is told of one that is gone.
+    if v_approval is not null then
+        update tenantry.approvals a
+        set state = 'used'
+        from unnest(v_code, v_approval) with ordinality c(code, approval_id, place)
+        where c.code = 'allowed' and a.tenant_id = (p_items[c.place]).tenant_id and a.approval_id = c.approval_id;
+    end if;
 
     -- What a refused caller is told, read after the update: used and reserved as they stand now.
     if v_refused then
@@ -390,13 +400,6 @@ begin
         ) p on true
         where it.code <> all (c_journaled);
     end if;
-    if v_approval is not null then
-        update tenantry.approvals a
-        set state = 'used'
-        from unnest(v_code, v_approval) with ordinality c(code, approval_id, place)
-        where c.code = 'allowed' and a.tenant_id = (p_items[c.place]).tenant_id and a.approval_id = c.approval_id;
-    end if;
-
     -- A run that was allowed to start: its row, and its own scope with a live lease.
     if exists (select from unnest(p_items) it where it.run_spec is not null) then
         perform tenantry.open_run_v1(

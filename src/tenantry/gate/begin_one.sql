@@ -18,7 +18,7 @@ declare
     v_position bigint;
 begin
     -- Lock in order, and see whether the item fits every scope as decided on. The conditions are those of begin_v1.
-    select count(*) = case when it.scope_run is null then 3 else 4 end and bool_and(
+    select count(*) = case when it.scope_run is null then 3 else 4 end and bool_and(coalesce(
         s.mode = 'normal' and not s.killed
         and case s.level
             when 0 then s.policy_version = it.policy_version
@@ -43,7 +43,7 @@ begin
             then s.tool_calls_day_used + s.tool_calls_day_reserved else 0 end <= s.tool_calls_day_limit, true)
         and coalesce(it.high_risk + case when s.day_window = s.day
             then s.high_risk_day_used + s.high_risk_day_reserved else 0 end <= s.high_risk_day_limit, true)
-        and coalesce(s.journal_bytes_used + s.journal_bytes_reserved + it.journal_bytes <= s.journal_bytes_limit, true))
+        and coalesce(s.journal_bytes_used + s.journal_bytes_reserved + it.journal_bytes <= s.journal_bytes_limit, true), false))
     into v_fits
     from tenantry.fleet_scope f
     cross join lateral (
@@ -59,7 +59,7 @@ begin
     if extract(epoch from tenantry.now()) >= v_minute + 60 then
         return null;
     end if;
-    if not v_fits or not it.allow or it.approvers <> '' or it.run_spec is not null then
+    if (v_fits and it.allow and it.approvers = '' and it.run_spec is null) is not true then
         return null;
     end if;
     -- INVARIANT 5: a key begun before is for decide_v1 to judge. Seen in a statement after the lock, so it is current.

@@ -41,7 +41,7 @@ declare
     v_keep_content boolean[] := array_fill(true, array[n]);
     -- of the item at hand
     it tenantry.begin_item_v1; i integer; k integer; v_scopes integer[]; v_winning integer; v_needs_approval boolean;
-    v_level_at smallint; v_failed text;
+    v_failed text;
 begin
     select * into v_fleet from tenantry.fleet_scope;
     v_fleet_admits := case v_fleet.mode
@@ -59,7 +59,9 @@ begin
     from (
         select it.ordinality as place, it.tenant_id, t.level::smallint as level, t.subject_id,
             case when t.subject_id is null then 0
-                else dense_rank() over (order by it.tenant_id, t.level, t.subject_id) end::integer as number,
+                else dense_rank() over (
+                    partition by t.subject_id is null order by it.tenant_id, t.level, t.subject_id)
+                end::integer as number,
             t.subject_id is not null and row_number() over (
                 partition by it.tenant_id, t.level, t.subject_id order by it.ordinality) = 1 as first_time
         from unnest(p_items) with ordinality it
@@ -77,7 +79,8 @@ begin
             when s.mode = 'drafts_only' then 1
             when s.mode in ('read_only', 'approvals_only') then 0
             else -1 end order by w.ordinality),
-        array_agg(coalesce(s.mode = 'approvals_only' and (s.mode_expires_at <= v_now) is not true, false)
+        array_agg(coalesce(
+            not s.killed and s.mode = 'approvals_only' and (s.mode_expires_at <= v_now) is not true, false)
             order by w.ordinality),
         array_agg(s.policy_version order by w.ordinality),
         array_agg(s.attempt order by w.ordinality),
@@ -164,7 +167,7 @@ begin
         continue when v_code[i] is not null;
 
         -- The lease of the run's attempt.
-        if v_scope_3[i] <> 0 and (not v_lease_live[v_scope_3[i]] or v_attempt[v_scope_3[i]] <> it.attempt) then
+        if v_scope_3[i] <> 0 and (not v_lease_live[v_scope_3[i]] or v_attempt[v_scope_3[i]] is distinct from it.attempt) then
             v_code[i] := 'lease_lost';
             continue;
         end if;
@@ -205,11 +208,12 @@ begin
 
         -- A person's approval, bound by digest, used once (marked used below, and only if all else holds).
         if v_needs_approval then
-            select a.approval_id into v_approval[i]
-            from tenantry.approvals a
-            where a.tenant_id = it.tenant_id and a.run_id = it.run and a.digest = it.approval_digest
-                and a.state = 'approved' and a.expires_at > v_now
-                and a.approval_id <> all (array_remove(v_approval, null));
+            v_approval[i] := (
+                select a.approval_id
+                from tenantry.approvals a
+                where a.tenant_id = it.tenant_id and a.run_id = it.run and a.digest = it.approval_digest
+                    and a.state = 'approved' and a.expires_at > v_now
+                    and a.approval_id <> all (array_remove(v_approval, null)));
             if v_approval[i] is null then
                 v_code[i] := 'approval_required';
                 continue;
@@ -227,6 +231,7 @@ begin
                 or v_high_risk[k] < it.high_risk or v_bytes[k] < it.journal_bytes
                 or (v_overrun[k] > 0 and it.model_tokens > 0)
             then
+                v_level[i] := v_level_at;
                 v_failed := case
                     when v_requests[k] < 1 then 'requests'
                     when v_runs[k] < it.concurrent_runs then 'concurrent_runs'
@@ -244,7 +249,6 @@ begin
         if v_failed is not null then
             v_code[i] := case when v_failed in ('requests', 'concurrent_runs', 'model_inflight')
                 then 'throttled' else 'budget_exceeded' end;
-            v_level[i] := v_level_at;
             v_meter[i] := v_failed;
             v_approval[i] := null;
             continue;
@@ -258,12 +262,13 @@ begin
             continue when k = 0;
             v_requests[k] := v_requests[k] - 1;
             v_bytes[k] := v_bytes[k] - it.journal_bytes;
-            if it.model_inflight > 0 then
+            if it.model_inflight > 0 or it.model_tokens > 0 or it.cost_microusd > 0 then
                 v_inflight[k] := v_inflight[k] - it.model_inflight;
                 v_minute_tokens[k] := v_minute_tokens[k] - it.model_tokens;
                 v_day_tokens[k] := v_day_tokens[k] - it.model_tokens;
                 v_cost[k] := v_cost[k] - it.cost_microusd;
-            else
+            end if;
+            if it.tool_calls > 0 or it.high_risk > 0 or it.concurrent_runs > 0 then
                 v_runs[k] := v_runs[k] - it.concurrent_runs;
                 v_tools[k] := v_tools[k] - it.tool_calls;
                 v_high_risk[k] := v_high_risk[k] - it.high_risk;
@@ -276,7 +281,7 @@ begin
     for i in 1..n loop
         if v_code[i] in ('denied', 'suspended', 'throttled', 'budget_exceeded', 'approval_required') then
             k := v_scope_0[i];
-            v_keep_content[i] := v_bytes[k] >= octet_length(it.content);
+            v_keep_content[i] := v_bytes[k] >= octet_length((p_items[i]).content);
             if v_keep_content[i] then
                 v_bytes[k] := v_bytes[k] - octet_length((p_items[i]).content);
             end if;

@@ -36,9 +36,11 @@ begin
                 when it.status = 'unknown' and j.kind <> 'model' and j.risk > 0 then 'held'
                 else 'settled' end,
             status = it.status,
+            -- Nothing was sent, so there is nothing to repeat: the key is free.
+            idempotency_key = case when it.status = 'void' then null else j.idempotency_key end,
             settled_at = v_now,
-            used_tokens = case when it.status = 'void' then 0 else it.tokens end,
-            used_microusd = case when it.status = 'void' then 0 else it.microusd end,
+            used_tokens = case when it.status = 'void' then 0 else greatest(it.tokens, 0) end,
+            used_microusd = case when it.status = 'void' then 0 else greatest(it.microusd, 0) end,
             output = it.output,
             output_sha256 = it.output_sha256
         from (
@@ -47,9 +49,9 @@ begin
         ) it
         where j.tenant_id = it.tenant_id and j.action_id = it.action_id and j.state = 'begun'
             and j.workspace_id = it.workspace and j.agent_id = it.agent
-            and (it.scope_run is null or j.run_id = it.scope_run)
+            and it.scope_run is not distinct from case when j.kind <> 'run' then j.run_id end
         returning it.ordinality as place, it.scope_run, it.labels, it.run_state,
-            least(it.journal_bytes, j.journal_bytes) as used_bytes, j.tenant_id, j.action_id, j.workspace_id, j.agent_id,
+            least(greatest(it.journal_bytes, 0), j.journal_bytes) as used_bytes, j.tenant_id, j.action_id, j.workspace_id, j.agent_id,
             j.status, j.used_tokens, j.used_microusd, j.minute_window, j.day_window, j.concurrent_runs,
             j.model_inflight, j.model_tokens, j.cost_microusd, j.tool_calls, j.high_risk, j.journal_bytes,
             j.output_sha256
