@@ -7,6 +7,7 @@ happened is the verdict ``unknown_outcome``. Refusals are problem details.
 
 from __future__ import annotations
 
+import functools
 from collections import OrderedDict
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
@@ -19,12 +20,14 @@ from tenantry.core.errors import EgressDeniedError, InvalidInputError
 from tenantry.core.ids import ActionName
 from tenantry.core.quota import Usage
 from tenantry.core.verdict import Allowed, UnknownOutcome
-from tenantry.gateway.entrance import digest, idempotency_key, remaining_ms
+from tenantry.gateway.entrance import HOSTS_MAX, digest, find_host, idempotency_key, remaining_ms
 from tenantry.web.json_input import check_values, decode_strictly, field_path
 from tenantry.web.problems import FAULT, Problem, ProblemError, invalid
 from tenantry.web.verdicts import describe, verdict_headers
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from tenantry.core.event import Event
     from tenantry.gate.context import ActionResult, RunContext
     from tenantry.gateway.entrance import Entrance
@@ -67,6 +70,7 @@ class ActionsDoor:
 
     def __init__(self, entrance: Entrance) -> None:
         self._entrance = entrance
+        self._host_of = functools.lru_cache(HOSTS_MAX)(find_host)
         self._validators: OrderedDict[tuple[str, int, int, str], jsonschema_rs.Validator] = OrderedDict()
 
     async def act(self, exchange: Exchange) -> None:
@@ -117,7 +121,7 @@ class ActionsDoor:
                 journal_bytes=len(canonical) + answer_bytes,
             ),
             timeout_ms=remaining_ms(self._entrance, context, most_ms),
-            destination=_destination(facts.integrations[system], spec, value),
+            destination=_destination(facts.integrations[system], spec, value, self._host_of),
         )
 
     def _validate(
@@ -157,13 +161,15 @@ def _input_of(raw: msgspec.Raw) -> tuple[bytes, dict[str, Any]]:
     return _CANONICAL.encode(value), value
 
 
-def _destination(integration: IntegrationSpec, spec: HttpActionSpec, value: dict[str, Any]) -> str | None:
+def _destination(
+    integration: IntegrationSpec,
+    spec: HttpActionSpec,
+    value: dict[str, Any],
+    host_of: Callable[[str], str | None],
+) -> str | None:
     """The host that policy decides on: the integration's own, or that of the URL in the input."""
     if spec.url_from_input is None:
-        try:
-            return parse_url(integration.base_url).host
-        except EgressDeniedError:
-            return None
+        return host_of(integration.base_url)
     path = field_path("$.input", spec.url_from_input)
     url = value.get(spec.url_from_input)
     if not isinstance(url, str):
@@ -183,7 +189,7 @@ async def _answer(exchange: Exchange, result: ActionResult) -> None:
     if outcome is None:
         await exchange.answer_problem(FAULT, result.timings)
         return
-    if outcome.status is OutcomeStatus.UNKNOWN:
+    if outcome.status in {OutcomeStatus.UNKNOWN, OutcomeStatus.CUT}:
         await exchange.answer_verdict(describe(UnknownOutcome(verdict.action_id)), result.timings)
         return
     body = {

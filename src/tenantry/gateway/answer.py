@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Final
 
 from tenantry.core.action import OutcomeStatus
 from tenantry.core.event import Chunk, Event, Head
-from tenantry.core.verdict import Allowed
+from tenantry.core.verdict import Allowed, UnknownOutcome
 from tenantry.web.problems import (
     FAULT,
     JSON_CONTENT_TYPE,
@@ -44,6 +44,8 @@ _EVENT: Final = re.compile(rb".*?(?:\r\n\r\n|\n\n|\r\r|\Z)", re.DOTALL)
 # platform's.
 _PASSED_HEADERS: Final = frozenset({"retry-after", "retry-after-ms"})
 _HEADER_VALUE: Final = re.compile(r"[\x21-\x7e]{1,64}")
+# What the upstream did with it nobody knows.
+_UNCERTAIN: Final = frozenset({OutcomeStatus.UNKNOWN, OutcomeStatus.CUT})
 _ALLOWED: Final = (b"tenantry-verdict", b"allowed")
 _STREAM_HEADERS: Final = (
     (b"content-type", b"text/event-stream; charset=utf-8"),
@@ -180,7 +182,10 @@ class Answer:
         Recorded when this step was first performed, or none at all.
         """
         exchange = self._exchange
-        if outcome is None or outcome.output is None:
+        if outcome is not None and outcome.status in _UNCERTAIN and outcome.output is None:
+            assert isinstance(result.verdict, Allowed)
+            await exchange.answer_verdict(describe(UnknownOutcome(result.verdict.action_id)), result.timings)
+        elif outcome is None or outcome.output is None:
             await exchange.answer_problem(_no_answer(outcome), result.timings)
         elif outcome.content_type.partition(";")[0].strip().lower() == _EVENT_STREAM:
             await exchange.start(200, list(_STREAM_HEADERS), server_timing(result.timings))

@@ -45,6 +45,7 @@ class BoundedConnection(HttpToolsProtocol):
         super().__init__(config, server_state, app_state, _loop)
         self._extensions: dict[str, Any] = {CONNECTION_EXTENSION: self}
         self._awaits_head = True
+        self._has_begun_head = False
         self._head_timer: asyncio.TimerHandle | None = None
         self._wire_bytes = 0
         self._body_bytes = 0
@@ -74,13 +75,14 @@ class BoundedConnection(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
+        self._has_begun_head = True
         self.scope["extensions"] = self._extensions
         self._wire_bytes = self._body_bytes = 0
 
     def on_headers_complete(self) -> None:
         if not self._awaits_head:
             return
-        self._awaits_head = False
+        self._awaits_head = self._has_begun_head = False
         self._disarm()
         super().on_headers_complete()
 
@@ -97,6 +99,12 @@ class BoundedConnection(HttpToolsProtocol):
         self._awaits_head = True
         self._wire_bytes = self._body_bytes = 0
         super().on_message_complete()
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        if self._has_begun_head and self._head_timer is None:
+            # The next head began while this request was served: no idle connection, but maybe a slow one.
+            self._arm()
 
     def timeout_keep_alive_handler(self) -> None:
         """An idle connection closes; one whose last answer is still on its way waits while it moves."""

@@ -10,7 +10,8 @@ import dataclasses
 import hashlib
 from typing import TYPE_CHECKING, Final
 
-from tenantry.core.errors import UnauthenticatedError
+from tenantry.adapters.egress import parse_url
+from tenantry.core.errors import EgressDeniedError, UnauthenticatedError
 from tenantry.gateway.body import declared_size, read_body, require_json
 from tenantry.web.problems import ProblemError, invalid, too_many_failures
 from tenantry.web.verdicts import describe
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from tenantry.identity.limiter import FailedAuthLimiter
 
 IDEMPOTENCY_KEY_CHARS_MAX: Final = 200
+HOSTS_MAX: Final = 1_000
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -153,3 +155,11 @@ def digest(name: str, *parts: bytes) -> bytes:
         state.update(b"\0%d\0" % len(part))
         state.update(part)
     return state.digest()
+
+
+def find_host(base_url: str) -> str | None:
+    """The host of a declared URL; None for one that the adapter refuses, which policy must not see."""
+    try:
+        return parse_url(base_url).host
+    except EgressDeniedError:
+        return None

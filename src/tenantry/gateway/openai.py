@@ -7,16 +7,15 @@ reserved.
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING, Final
 
-from tenantry.adapters.egress import parse_url
 from tenantry.adapters.pricing import is_priced
 from tenantry.core.action import Action, Risk, Target
-from tenantry.core.errors import EgressDeniedError
 from tenantry.core.ids import ActionName, PolicyId
 from tenantry.core.verdict import Denied
 from tenantry.gateway.answer import Answer
-from tenantry.gateway.entrance import digest, idempotency_key, remaining_ms
+from tenantry.gateway.entrance import HOSTS_MAX, digest, find_host, idempotency_key, remaining_ms
 from tenantry.gateway.openai_request import parse_chat
 from tenantry.web.problems import Problem, ProblemError
 from tenantry.web.verdicts import describe
@@ -39,6 +38,7 @@ class OpenAiDoor:
 
     def __init__(self, entrance: Entrance) -> None:
         self._entrance = entrance
+        self._host_of = functools.lru_cache(HOSTS_MAX)(find_host)
 
     async def complete(self, exchange: Exchange) -> None:
         """One chat completion. Raises what `web.problems.problem_of` maps, before anything was answered."""
@@ -89,7 +89,7 @@ class OpenAiDoor:
             idempotency_key=key,
             estimate=bound,
             timeout_ms=remaining_ms(entrance, context, entrance.limits.model_timeout_ms),
-            destination=_host_of(facts, model.provider),
+            destination=self._host(facts, model.provider),
             model=name,
         )
         answer = Answer(exchange, entrance.limits, shows_usage=chat.wants_usage)
@@ -101,16 +101,9 @@ class OpenAiDoor:
             return
         await answer.finish(result)
 
-
-def _host_of(facts: TenantFacts, provider: str) -> str | None:
-    spec = facts.providers.get(provider)
-    if spec is None:
-        return None
-    try:
-        return parse_url(spec.base_url).host
-    except EgressDeniedError:
-        # The adapter refuses it in the same words; policy must not see a host that nobody will reach.
-        return None
+    def _host(self, facts: TenantFacts, provider: str) -> str | None:
+        spec = facts.providers.get(provider)
+        return None if spec is None else self._host_of(spec.base_url)
 
 
 def _listed(facts: TenantFacts, name: str) -> dict[str, object]:

@@ -76,7 +76,7 @@ async def test_an_allowed_action(gateway: LiveGateway) -> None:
     assert action.timeout_ms == 30_000
 
 
-@pytest.mark.parametrize("status", [OutcomeStatus.FAILED, OutcomeStatus.VOID, OutcomeStatus.CUT])
+@pytest.mark.parametrize("status", [OutcomeStatus.FAILED, OutcomeStatus.VOID])
 async def test_what_the_upstream_made_of_it_is_told_beside_the_verdict(
     gateway: LiveGateway, status: OutcomeStatus
 ) -> None:
@@ -88,8 +88,9 @@ async def test_what_the_upstream_made_of_it_is_told_beside_the_verdict(
     assert (members["output"], members["detail"]) == (None, "why")
 
 
-async def test_an_unknown_outcome(gateway: LiveGateway) -> None:
-    gateway.gate.perform = returning(Outcome(OutcomeStatus.UNKNOWN, None, Usage()))
+@pytest.mark.parametrize("status", [OutcomeStatus.UNKNOWN, OutcomeStatus.CUT])
+async def test_an_unknown_outcome(gateway: LiveGateway, status: OutcomeStatus) -> None:
+    gateway.gate.perform = returning(Outcome(status, None, Usage()))
     answer = await act(gateway, {})
     assert (answer.status, answer.json()["verdict"]) == (502, "unknown_outcome")
     assert answer.headers["x-should-retry"] == "false"

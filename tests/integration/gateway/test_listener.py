@@ -397,3 +397,32 @@ async def test_a_stop_lets_what_is_open_finish() -> None:
         await until_refused(gateway)
         go_on.set()
         assert (await open_request).status == 200
+
+
+async def test_heads_that_do_not_come_are_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tenantry.gateway.connection.HEAD_S", 0.1)
+    async with running_gateway() as gateway:
+        for opening in (
+            b"",
+            b"GET /healthz HTTP/1.1\r\nHost: gat",
+            gateway.head("GET", "/healthz") + b"GET /h",
+        ):
+            reader, writer = await gateway.connect()
+            writer.write(opening)
+            async with asyncio.timeout(8):
+                await reader.read()
+            writer.close()
+        go_on = asyncio.Event()
+
+        async def perform(context: RunContext, action: Action, emit: Emit) -> ActionResult:
+            del context, emit
+            await go_on.wait()
+            return settled(action, OK)
+
+        # A request that is being served is not a head that is late.
+        gateway.gate.perform = perform
+        body = b'{"requested_action":"ticket.update","target":{"system":"zendesk","record_id":"1"}}'
+        asked = asyncio.create_task(gateway.request("POST", ACTIONS, body))
+        await until(lambda: gateway.gate.running == 1)
+        asyncio.get_running_loop().call_later(0.3, go_on.set)
+        assert (await asked).status == 200
