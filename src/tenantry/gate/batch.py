@@ -5,8 +5,8 @@ connection each:
 
 - *main* carries many tenants at once. A foreign lock on one tenant's row costs it `lock_timeout` once: the batch goes
   again with SKIP LOCKED, and the tenant's items move to the side lane.
-- *side* carries one tenant at a time: those whose rows somebody else holds, and those that were in two failed batches
-  within a minute. Nobody else waits for them.
+- *side* carries one tenant at a time: those whose rows somebody else holds, and for a minute those that sent two items
+  within a minute that the database refused. Nobody else waits for them.
 
 An item that the database refuses fails alone: after a failed batch each item is tried once by itself. A settlement is
 repeated until the database has taken it or `SETTLE_PATIENCE_S` is over; a begin that nobody answered is reported as
@@ -27,7 +27,7 @@ from tenantry.storage.errors import LockTimeoutError, StatementError
 from tenantry.storage.statements import load_statements
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from tenantry.core.clock import Clock
     from tenantry.core.ids import InstanceId, TenantId
@@ -65,9 +65,11 @@ class Batcher:
         self._side_connection = side
         self._main = TenantQueues(size=size, per_tenant=per_tenant)
         self._side = TenantQueues(size=per_tenant, per_tenant=per_tenant)
-        self._aside: set[TenantId] = set()
+        # Until when (monotonic seconds) a tenant goes by the side lane; past: until its rows are free.
+        self._aside: dict[TenantId, float] = {}
         self._failures: dict[TenantId, deque[float]] = {}
         self._tasks: list[asyncio.Task[None]] = []
+        self._closed = False
 
     def start(self) -> None:
         """Start both lanes on the running loop."""
@@ -79,11 +81,12 @@ class Batcher:
 
     async def close(self) -> None:
         """Stop; whatever still waits is told that the gate is closed."""
+        self._closed = True
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         for entry in (*self._main.drain(), *self._side.drain()):
-            entry.fail(StorageUnavailableError("the gate is closing; nothing was begun"))
+            entry.fail(_closing())
         await self._main_connection.close()
         await self._side_connection.close()
 
@@ -109,20 +112,23 @@ class Batcher:
         if call.shard_id != self._shard_id or call.payload.tenant_id != call.tenant_id:
             msg = "an item names another tenant or shard than the scope that made the call"
             raise TenantryError(msg)
+        if self._closed:
+            raise _closing()
         entry = Entry(call.tenant_id, call.payload, future, self._clock.monotonic() + patience_s)
         (self._side if call.tenant_id in self._aside else self._main).put(entry)
 
     async def _run_main(self) -> None:
         while True:
             batch = await self._main.take()
-            try:
-                await self._send(self._main_connection, batch, skip_locked=False)
-            except LockTimeoutError:
-                await self._send_skipping(batch)
-            except StatementError as error:
-                await self._send_alone(batch, error)
-            except StorageUnavailableError as error:
-                await self._lost(self._main, batch, error)
+            with _telling(batch):
+                try:
+                    await self._send(self._main_connection, batch, skip_locked=False)
+                except LockTimeoutError:
+                    await self._send_skipping(batch)
+                except StatementError as error:
+                    await self._send_alone(batch, error)
+                except StorageUnavailableError as error:
+                    await self._lost(self._main, batch, error)
 
     async def _run_side(self) -> None:
         while True:
@@ -131,17 +137,17 @@ class Batcher:
             others = [entry for entry in batch if entry.tenant_id != tenant_id]
             self._side.put_back(others)
             mine = [entry for entry in batch if entry.tenant_id == tenant_id]
-            try:
-                await self._send(self._side_connection, mine, skip_locked=False)
-                self._aside.discard(tenant_id)
-                self._side.move_tenant(tenant_id, self._main)
-            except LockTimeoutError:
-                self._wait_longer(mine)
-                await asyncio.sleep(LOCKED_WAIT_S)
-            except StatementError as error:
-                await self._send_alone(mine, error, connection=self._side_connection)
-            except StorageUnavailableError as error:
-                await self._lost(self._side, mine, error)
+            with _telling(mine):
+                try:
+                    await self._send(self._side_connection, mine, skip_locked=False)
+                    self._let_back(tenant_id)
+                except LockTimeoutError:
+                    self._wait_longer(mine)
+                    await asyncio.sleep(LOCKED_WAIT_S)
+                except StatementError as error:
+                    await self._send_alone(mine, error, connection=self._side_connection)
+                except StorageUnavailableError as error:
+                    await self._lost(self._side, mine, error)
 
     async def _send(self, connection: GateConnection, batch: Sequence[Entry], *, skip_locked: bool) -> None:
         """One round trip; results go to their waiters, items whose rows are held to the side lane."""
@@ -177,10 +183,9 @@ class Batcher:
         self, batch: list[Entry], error: StatementError, *, connection: GateConnection | None = None
     ) -> None:
         """After a failed batch each item goes by itself once, so that one item's fault touches no other."""
-        for tenant_id in {entry.tenant_id for entry in batch}:
-            self._note_failure(tenant_id)
         if len(batch) == 1:
             batch[0].fail(error)
+            self._note_failure(batch[0].tenant_id)
             return
         link = connection or self._main_connection
         for place, entry in enumerate(batch):
@@ -191,6 +196,7 @@ class Batcher:
                 self._side.put(entry)
             except StatementError as own:
                 entry.fail(own)
+                self._note_failure(entry.tenant_id)
             except StorageUnavailableError as lost:
                 await self._lost(self._main, batch[place:], lost)
                 return
@@ -220,16 +226,39 @@ class Batcher:
                 entry.fail(StorageUnavailableError("the rows that this needs are held by somebody else"))
         return patient
 
-    def _set_aside(self, tenant_id: TenantId) -> None:
-        self._aside.add(tenant_id)
+    def _set_aside(self, tenant_id: TenantId, *, until: float = 0.0) -> None:
+        self._aside[tenant_id] = max(until, self._aside.get(tenant_id, 0.0))
         self._main.move_tenant(tenant_id, self._side)
+
+    def _let_back(self, tenant_id: TenantId) -> None:
+        if self._aside.get(tenant_id, 0.0) <= self._clock.monotonic():
+            self._aside.pop(tenant_id, None)
+            self._side.move_tenant(tenant_id, self._main)
 
     def _note_failure(self, tenant_id: TenantId) -> None:
         now = self._clock.monotonic()
         times = self._failures.setdefault(tenant_id, deque(maxlen=2))
         times.append(now)
         if len(times) > 1 and now - times[0] < SUSPECT_S:
-            self._set_aside(tenant_id)
+            self._set_aside(tenant_id, until=now + SUSPECT_S)
         for known in [t for t, seen in self._failures.items() if now - seen[-1] > SUSPECT_S]:
             with contextlib.suppress(KeyError):
                 del self._failures[known]
+
+
+def _closing() -> StorageUnavailableError:
+    return StorageUnavailableError("the gate is closing; nothing is performed")
+
+
+@contextlib.contextmanager
+def _telling(batch: Sequence[Entry]) -> Iterator[None]:
+    """Whatever ends the work on a batch, whoever waits for it is told; and a fault of ours does not end the lane."""
+    try:
+        yield
+    except Exception as error:  # noqa: BLE001 - the lane serves all tenants, so it outlives any fault
+        for entry in batch:
+            entry.fail(StorageUnavailableError(f"the gate failed on a batch: {type(error).__name__}"))
+    except BaseException:
+        for entry in batch:
+            entry.fail(_closing())
+        raise

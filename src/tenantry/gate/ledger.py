@@ -37,9 +37,8 @@ class Ledger:
         Raises `StorageUnavailableError` (nothing is performed; what may have begun is voided as soon as the
         database answers) and `StatementError` for an item that the database refuses.
         """
-        since = self._clock.monotonic()
-        self._open[item.action_id] = (since, asyncio.Event())
         future = self._batcher.begin(scope.call("begin", item))
+        self._open[item.action_id] = (self._clock.monotonic(), asyncio.Event())
         try:
             result = await asyncio.shield(future)
         except asyncio.CancelledError:
