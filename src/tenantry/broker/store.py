@@ -77,7 +77,7 @@ async def put_secret(
 
     Cost: two statements, a third when anything differs. Errors: `InvalidInputError` that names the field.
     """
-    wanted = _checked(declaration)
+    wanted = check_declaration(declaration)
     newest = await _lock(scope, wanted.workspace_id, wanted.name)
     if newest is not None and newest.sealed is not None:
         held = _open(scope, wanted, newest.version, newest.sealed)
@@ -91,6 +91,14 @@ async def put_secret(
     version = newest.version + 1 if newest is not None else 1
     await _add(scope, wanted, version, value)
     return version, True
+
+
+async def holds_value(scope: TenantScope, declaration: SecretDeclaration, value: SecretValue) -> bool:
+    """Whether the secret's newest version holds this very value; one statement, nothing changes."""
+    newest = await find_newest(scope, declaration.workspace_id, declaration.name)
+    if newest is None or newest.sealed is None:
+        return False
+    return _open(scope, declaration, newest.version, newest.sealed) == value
 
 
 async def rotate_secret(
@@ -159,7 +167,8 @@ async def list_secrets(
     ]
 
 
-def _checked(declaration: SecretDeclaration) -> SecretDeclaration:
+def check_declaration(declaration: SecretDeclaration) -> SecretDeclaration:
+    """The declaration with its agent classes in order. Errors: `InvalidInputError` that names the field."""
     parse_name(declaration.workspace_id, path="$.workspace_id")
     parse_name(declaration.name, path="$.name")
     parse_name(declaration.system, path="$.system")

@@ -162,11 +162,7 @@ async def put_tenant(scope: TenantScope, spec: TenantSpec, *, path: str = "$") -
     nine statements. Errors: `InvalidInputError` that names the field under `path`.
     """
     check_tenant(spec, path=path)
-    if not 1 <= len(spec.display_name) <= DISPLAY_NAME_CHARS_MAX:
-        raise InvalidInputError("a display name has 1 to 200 characters", path=f"{path}.display_name")
-    # Only to refuse what the database could choke on.
-    encode_document(msgspec.structs.replace(spec, secrets={}), path=path)
-    parse_platform_name(spec.quota_class, path=f"{path}.quota_class")
+    check_storable(spec, path=path)
     changed = await scope.execute(
         _statements()["put_tenant"],
         scope.tenant_id,
@@ -179,6 +175,17 @@ async def put_tenant(scope: TenantScope, spec: TenantSpec, *, path: str = "$") -
     changed += await _replace(scope, "profile", spec.profiles, path=f"{path}.profiles")
     changed += await _replace(scope, "integration", spec.integrations, path=f"{path}.integrations")
     return changed > 0
+
+
+def check_storable(spec: TenantSpec, *, path: str = "$") -> None:
+    """Refuse what the database could choke on, or no list could show; its secrets are not looked at.
+
+    Raises `InvalidInputError` that names the field.
+    """
+    if not 1 <= len(spec.display_name) <= DISPLAY_NAME_CHARS_MAX:
+        raise InvalidInputError("a display name has 1 to 200 characters", path=f"{path}.display_name")
+    encode_document(msgspec.structs.replace(spec, secrets={}), path=path)
+    parse_platform_name(spec.quota_class, path=f"{path}.quota_class")
 
 
 async def list_specs(scope: TenantScope, kind: TenantKind) -> Mapping[str, TenantThing]:
