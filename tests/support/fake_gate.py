@@ -26,7 +26,7 @@ from tenantry.core.quota import QuotaClass, Usage
 from tenantry.core.run import RunClaims, RunState
 from tenantry.core.verdict import Allowed
 from tenantry.gate.context import ActionResult, OpenedRun, OpenRun, RunContext, Timings
-from tenantry.gate.ports import Emit
+from tenantry.gate.ports import Emit, Sink
 from tenantry.registry.facts import TenantFacts
 from tenantry.registry.specs import HttpActionSpec, IntegrationSpec, ModelSpec, ProviderSpec
 from tenantry.storage.scope import TenantScope
@@ -149,11 +149,11 @@ class FakeGate:
             raise UnauthenticatedError("no")
         return cast("RunContext", FakeRunContext(claims, self.facts[claims.tenant_id]))
 
-    async def act(self, context: RunContext, action: Action, emit: Emit, /) -> ActionResult:
+    async def act(self, context: RunContext, action: Action, sink: Sink, /) -> ActionResult:
         self.actions.append(action)
         self.running += 1
         try:
-            return await self.perform(context, action, emit)
+            return await self.perform(context, action, sink)
         finally:
             self.running -= 1
             self.settled.set()

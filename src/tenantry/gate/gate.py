@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from tenantry.gate.identify import Identify
     from tenantry.gate.ledger import Ledger
     from tenantry.gate.perform import Perform
-    from tenantry.gate.ports import Emit
+    from tenantry.gate.ports import Emit, Sink
     from tenantry.gate.runs import Runs
     from tenantry.gate.shed import ShedJournal
 
@@ -64,7 +64,7 @@ class Gate:
         """A fresh id for one action."""
         return ActionId(new_id("act", self._clock))
 
-    async def act(self, context: RunContext, action: Action, emit: Emit) -> ActionResult:
+    async def act(self, context: RunContext, action: Action, sink: Sink) -> ActionResult:
         """Pass one action through the gate; when this returns it is settled, or was never begun.
 
         Cost: two database round trips, shared with whatever else is queued. Raises `KeyReuseError`,
@@ -75,8 +75,9 @@ class Gate:
         if not isinstance(begun.verdict, Allowed) or begun.verdict.recorded is not None:
             recorded = begun.verdict.recorded if isinstance(begun.verdict, Allowed) else None
             return ActionResult(begun.verdict, recorded, action.action_id, timings)
+        sink.begun(timings)
         started = self._clock.monotonic()
-        performed = await self._go_out(context, begun, action, emit)
+        performed = await self._go_out(context, begun, action, sink)
         ended = self._clock.monotonic()
         settlement = make_settlement(context.scope, begun.item, performed.outcome, self._clock, action=action)
         await self._ledger.settle(context.scope, settlement)

@@ -13,7 +13,7 @@ grant execute on function
 to tenantry_gate;
 grant execute on function
     tenantry.leaf_v1, tenantry.journal_note_v1, tenantry.journal_admin_v1, tenantry.switch_v1, tenantry.switch_scope_v1,
-    tenantry.renew_instance_v1
+    tenantry.renew_instance_v1, tenantry.clear_overrun_v1
 to tenantry_control;
 grant execute on function
     tenantry.leaf_v1, tenantry.put_scope_v1, tenantry.bump_policy_version_v1, tenantry.journal_note_v1,

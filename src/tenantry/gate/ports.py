@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from tenantry.core.action import Action, Outcome
     from tenantry.core.envelope import Envelope
     from tenantry.core.event import Event
+    from tenantry.gate.context import Timings
     from tenantry.registry.facts import TenantFacts
 
 
@@ -35,6 +36,13 @@ class Emit(Protocol):
     """
 
     async def __call__(self, event: Event, /) -> None: ...
+
+
+class Sink(Emit, Protocol):
+    """A door's whole side of one action: what arrives, and before that how long policy and gate took."""
+
+    def begun(self, timings: Timings, /) -> None:
+        """The action was begun; what follows comes from the way out."""
 
 
 class Guard(Protocol):

@@ -192,11 +192,16 @@ class Runs:
             risk=Risk.READ,
             target=Target("tenantry", request.agent_id),
             input=request.input,
-            input_sha256=hashlib.sha256(request.input).digest(),
+            input_sha256=_digest(request),
             idempotency_key=request.idempotency_key,
             estimate=Usage(concurrent_runs=1, journal_bytes=RECORD_BYTES),
             timeout_ms=request.deadline_ms,
         )
+
+
+def _digest(request: OpenRun) -> bytes:
+    """What one idempotency key stands for: the same agent, opened the same way with the same input."""
+    return hashlib.sha256(msgspec.json.encode((request.agent_id, request.mode, request.input))).digest()
 
 
 def _run_spec(subject: Subject, view: TenantView, request: OpenRun, action: Action) -> str:

@@ -14,8 +14,11 @@ as $$
     )
     select
         p_tenant, p_level, p_subject,
-        60000000 / greatest(l.requests_per_minute, 1),
-        least(coalesce(l.requests_burst, l.requests_per_minute), l.requests_per_minute * 1000000),
+        case when l.requests_per_minute is not null
+            then 60000000 / greatest(least(l.requests_per_minute, 60000000), 1) end,
+        case when l.requests_per_minute is not null
+            then least(coalesce(l.requests_burst, l.requests_per_minute), least(l.requests_per_minute, 60000000) * 1000000)
+            end,
         l.concurrent_runs, l.model_inflight, l.model_tokens_minute, l.model_tokens_day, l.cost_microusd_day,
         l.tool_calls_day, l.high_risk_day, l.journal_bytes
     from jsonb_to_record(p_limits) l(
@@ -26,6 +29,11 @@ as $$
     on conflict (tenant_id, level, subject_id) do update set
         requests_interval_us = excluded.requests_interval_us,
         requests_burst = excluded.requests_burst,
+        -- What was borrowed of the old rate is owed to the new one, and never more than it lends.
+        requests_tat_us = least(
+            s.requests_tat_us,
+            (extract(epoch from tenantry.now()) * 1000000)::bigint
+                + excluded.requests_interval_us * excluded.requests_burst),
         concurrent_runs_limit = excluded.concurrent_runs_limit,
         model_inflight_limit = excluded.model_inflight_limit,
         model_tokens_minute_limit = excluded.model_tokens_minute_limit,
@@ -223,5 +231,28 @@ begin
     v_position := tenantry.journal_admin_v1(
         p_tenant, p_action_id, p_by, p_name, p_target, p_detail, p_instance, p_content, p_content_sha256);
     return query select v_switch.switch_seq, v_switch.epoch, v_switch.requested_at, v_position;
+end
+$$;
+
+-- A person has looked at what a provider billed beyond the bound: model calls may begin again. As tenantry_control.
+create or replace function tenantry.clear_overrun_v1(p_tenant text) returns table (scopes bigint, incidents bigint)
+language plpgsql volatile
+as $$
+#variable_conflict use_column
+declare
+    v_scopes bigint;
+    v_incidents bigint;
+begin
+    perform from tenantry.scopes s
+    where s.tenant_id = p_tenant and (s.level = 0 or s.overrun_tokens + s.overrun_microusd > 0)
+    order by s.tenant_id, s.level, s.subject_id
+    for no key update of s;
+    update tenantry.scopes s set overrun_tokens = 0, overrun_microusd = 0
+    where s.tenant_id = p_tenant and s.overrun_tokens + s.overrun_microusd > 0;
+    get diagnostics v_scopes = row_count;
+    update tenantry.incidents i set closed_at = tenantry.now()
+    where i.tenant_id = p_tenant and i.kind = 'provider_overrun' and i.closed_at is null;
+    get diagnostics v_incidents = row_count;
+    return query select v_scopes, v_incidents;
 end
 $$;

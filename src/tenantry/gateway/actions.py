@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from tenantry.gateway.exchange import Exchange
     from tenantry.registry.facts import TenantFacts
     from tenantry.registry.specs import HttpActionSpec, IntegrationSpec
+    from tenantry.web.timing import Timings
 
 OUTPUT_BYTES_MAX: Final = 256 * 1024
 _OUTPUT_FRAME_BYTES: Final = 4 * 1024
@@ -63,6 +64,9 @@ class _Silent:
 
     async def __call__(self, event: Event, /) -> None:
         del event
+
+    def begun(self, timings: Timings, /) -> None:
+        del timings
 
 
 class ActionsDoor:

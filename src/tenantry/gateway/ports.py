@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from tenantry.core.principal import Principal
     from tenantry.core.run import RunClaims, RunState
     from tenantry.gate.context import ActionResult, OpenedRun, OpenRun, RunContext
-    from tenantry.gate.ports import Emit
+    from tenantry.gate.ports import Sink
     from tenantry.storage.scope import TenantScope
 
 Message = MutableMapping[str, Any]
@@ -26,7 +26,7 @@ class Gate(Protocol):
     """The six steps, as a door sees them."""
 
     async def identify(self, token: str, /) -> RunContext: ...
-    async def act(self, context: RunContext, action: Action, emit: Emit, /) -> ActionResult: ...
+    async def act(self, context: RunContext, action: Action, sink: Sink, /) -> ActionResult: ...
     async def open_run(self, principal: Principal, request: OpenRun, /) -> OpenedRun: ...
     async def close_run(
         self, scope: TenantScope, run_id: RunId, state: RunState, result: bytes | None, /
