@@ -22,6 +22,7 @@ from tenantry.adapters.addresses import AddressClass, classify
 from tenantry.core.errors import EgressDeniedError
 
 URL_CHARS_MAX: Final = 8192
+HOMES_MAX: Final = 1_000
 _PORTS: Final = {"http": 80, "https": 443}
 _URL: Final = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://([^/?#]*)([^?#]*)(?:\?([^#]*))?(?:#.*)?", re.DOTALL)
 _BRACKETED: Final = re.compile(r"\[([0-9A-Fa-f:.]+)\](?::(.*))?", re.DOTALL)
@@ -165,6 +166,31 @@ class EgressRules(msgspec.Struct, frozen=True):
             raise EgressDeniedError(
                 "the destination's address is private; the operator may set allow_private"
             )
+
+
+class Homes:
+    """Base URLs read before, with their rules: a declaration is parsed once and not for each action.
+
+    Holds at most `HOMES_MAX`, and starts anew above that.
+    """
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[str, tuple[str, ...], bool], tuple[Url, EgressRules]] = {}
+
+    def read(
+        self, base_url: str, *, allowed_hosts: tuple[str, ...] = (), allow_private: bool = False
+    ) -> tuple[Url, EgressRules]:
+        """The base URL and its rules, under which it may itself be reached. Raises `EgressDeniedError`."""
+        key = (base_url, allowed_hosts, allow_private)
+        found = self._known.get(key)
+        if found is None:
+            home = parse_url(base_url)
+            rules = EgressRules.of(home, allowed_hosts=allowed_hosts, allow_private=allow_private)
+            rules.check(home)
+            if len(self._known) >= HOMES_MAX:
+                self._known.clear()
+            found = self._known[key] = (home, rules)
+        return found
 
 
 def _check_characters(text: str) -> None:

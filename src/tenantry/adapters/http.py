@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from tenantry.adapters.connector import Pool, PoolSpec
-from tenantry.adapters.egress import join_url
+from tenantry.adapters.egress import Homes, join_url
 from tenantry.adapters.exchange import Exchange, OutRequest
 from tenantry.adapters.http_request import Plan, credential_headers, plan_request, secrets_of
 from tenantry.adapters.redact import Redactor
@@ -55,13 +55,19 @@ class HttpAdapter:
         self._pools = pools
         self._breakers = breakers
         self._clock = clock
+        self._homes = Homes()
 
     async def perform(self, call: AdapterCall, emit: Emit, /) -> Outcome:
         """One declared action; see `Adapter` for what is raised and what is returned."""
         del emit
         name, integration, spec = _declared(call)
         secret = call.credential.value.reveal() if call.credential is not None else None
-        plan = plan_request(integration, spec, call.action)
+        home, rules = self._homes.read(
+            integration.base_url,
+            allowed_hosts=integration.allowed_hosts,
+            allow_private=integration.allow_private,
+        )
+        plan = plan_request(home, rules, spec, call.action)
         credential = credential_headers(integration.auth, secret)
         trip = _Trip(name, call, integration, spec, plan, credential)
         redact = Redactor(*secrets_of(integration.auth, secret))

@@ -15,7 +15,7 @@ from tenantry.adapters.egress import EgressRules, Url, parse_url
 from tenantry.adapters.exchange import OutRequest, header_value
 from tenantry.core.action import Action
 from tenantry.core.errors import EgressDeniedError, UpstreamError
-from tenantry.registry.specs import AuthSpec, HttpActionSpec, IntegrationSpec
+from tenantry.registry.specs import AuthSpec, HttpActionSpec
 
 _BODILESS: Final = frozenset({"GET", "DELETE"})
 _ENCODER: Final = msgspec.json.Encoder(order="deterministic")
@@ -35,23 +35,19 @@ class Plan(msgspec.Struct, frozen=True):
         return msgspec.structs.replace(request, headers=request.headers + headers)
 
 
-def plan_request(integration: IntegrationSpec, spec: HttpActionSpec, action: Action) -> Plan:
-    """Build the request.
+def plan_request(home: Url, rules: EgressRules, spec: HttpActionSpec, action: Action) -> Plan:
+    """Build the request to an integration at `home`.
 
-    Raises `EgressDeniedError` for its destination, `UpstreamError` for input it cannot carry.
-
-    Without ``url_from_input``: fields of the input are the query of GET and DELETE, the input is the body of
-    others.
+    Without ``url_from_input``, fields of the input are the query of GET and DELETE, and the input is the body of
+    the others. Raises `EgressDeniedError` for a destination outside of `rules`, `UpstreamError` for input that no
+    request can carry.
     """
-    home = parse_url(integration.base_url)
-    rules = EgressRules.of(
-        home, allowed_hosts=integration.allowed_hosts, allow_private=integration.allow_private
-    )
     if spec.url_from_input is not None:
         url, body = _fetch_of(spec, action)
     else:
         url, body = _call_of(home, spec, action)
-    rules.check(url)
+    if url.origin != home.origin:
+        rules.check(url)
     # What policy decided on is where it goes: another parser's reading of the URL gets no further than this.
     if action.destination is not None and action.destination not in {
         url.host,

@@ -21,7 +21,7 @@ import msgspec
 
 from tenantry.adapters.breaker import Breakers, Ticket
 from tenantry.adapters.connector import Pools, PoolSpec
-from tenantry.adapters.egress import EgressRules, parse_url
+from tenantry.adapters.egress import Homes
 from tenantry.adapters.exchange import Exchange, OutRequest, header_value
 from tenantry.adapters.pricing import ReportedUsage, UsageBlock, price
 from tenantry.adapters.redact import Redactor
@@ -60,13 +60,12 @@ class ModelAdapter:
         self._pools = pools
         self._breakers = breakers
         self._clock = clock
+        self._homes = Homes()
 
     async def perform(self, call: AdapterCall, emit: Emit, /) -> Outcome:
         """One call to the provider of the action's model; raises and returns as `Adapter` says."""
         name, provider, model = _declared(call)
-        base = parse_url(provider.base_url)
-        rules = EgressRules.of(base, allow_private=provider.allow_private)
-        rules.check(base)
+        base, rules = self._homes.read(provider.base_url, allow_private=provider.allow_private)
         url = msgspec.structs.replace(base, path=base.path.rstrip("/") + "/chat/completions", query=None)
         secret = call.credential.value.reveal() if call.credential is not None else None
         request = OutRequest("POST", url, _headers(secret), call.action.input)

@@ -49,11 +49,6 @@ class UsageBlock(msgspec.Struct):
         return ReportedUsage(prompt, min(cached, prompt), max(completion, total - prompt))
 
 
-def is_priced(model: ModelSpec) -> bool:
-    """Whether both prices are known; an unpriced model is not a free one."""
-    return model.input_microusd_per_mtok is not None and model.output_microusd_per_mtok is not None
-
-
 def bound_usage(
     model: ModelSpec, *, request_bytes: int, messages: int, output_limit: int, n: int = 1
 ) -> Usage:

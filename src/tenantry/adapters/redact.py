@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 from typing import Final
 from urllib.parse import quote, quote_plus
 
 MARK: Final = b"[redacted]"
 SECRET_CHARS_MIN: Final = 4
 _PIECE_BYTES_MIN: Final = 6
+_PLAIN: Final = re.compile(r"[A-Za-z0-9._~-]+")
+_URL_SAFE: Final = bytes.maketrans(b"+/", b"-_")
 
 
 class Redactor:
@@ -40,22 +43,21 @@ class Redactor:
 
 def _forms(secret: str) -> set[bytes]:
     raw = secret.encode("utf-8", "surrogatepass")
-    percent = quote(raw, safe=b"")
-    forms = {
-        raw,
-        json.dumps(secret, ensure_ascii=False)[1:-1].encode("utf-8", "surrogatepass"),
-        json.dumps(secret)[1:-1].encode(),
-        percent.encode(),
-        percent.lower().encode(),
-        quote(raw).encode(),
-        quote_plus(raw).encode(),
-    }
-    forms.update(
-        form
-        for form in (raw.hex().encode(), raw.hex().upper().encode(), *_base64_forms(raw))
-        if len(form) >= _PIECE_BYTES_MIN
-    )
-    return forms
+    forms = {raw}
+    if _PLAIN.fullmatch(secret) is None:
+        # Any other secret looks different in JSON or a URL; most keys do not.
+        percent = quote(raw, safe=b"")
+        forms |= {
+            json.dumps(secret, ensure_ascii=False)[1:-1].encode("utf-8", "surrogatepass"),
+            json.dumps(secret)[1:-1].encode(),
+            percent.encode(),
+            percent.lower().encode(),
+            quote(raw).encode(),
+            quote_plus(raw).encode(),
+        }
+    digits = raw.hex()
+    encoded = {digits.encode(), digits.upper().encode(), *_base64_forms(raw)}
+    return forms | {form for form in encoded if len(form) >= _PIECE_BYTES_MIN}
 
 
 def _base64_forms(raw: bytes) -> set[bytes]:
@@ -64,6 +66,6 @@ def _base64_forms(raw: bytes) -> set[bytes]:
     for shift in range(3):
         padded = bytes(shift) + raw
         begin, end = -(-8 * shift // 6), 8 * len(padded) // 6
-        for encode in (base64.b64encode, base64.urlsafe_b64encode):
-            forms.add(encode(padded)[begin:end])
+        form = base64.b64encode(padded)[begin:end]
+        forms |= {form, form.translate(_URL_SAFE)}
     return forms

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
+import msgspec
+
+from tenantry.core.ids import PolicyId
 from tenantry.policy.request import PolicyRequest
 
 if TYPE_CHECKING:
@@ -12,11 +15,17 @@ if TYPE_CHECKING:
     from tenantry.core.labels import Labels
     from tenantry.gate.context import Subject
     from tenantry.gate.views import TenantView
+    from tenantry.registry.facts import TenantFacts
+
+UNPRICED_MODEL: Final = PolicyId("platform/unpriced_model")
 
 
 def authorize(view: TenantView, subject: Subject, action: Action, labels: Labels) -> Decision:
-    """What the tenant's policies say of one action of a run that has `labels`."""
-    return view.engine.decide(
+    """What the tenant's policies say of one action of a run that has `labels`.
+
+    A model with no known price is not free: it is denied, whatever policy says, unless the tenant allows it.
+    """
+    decision = view.engine.decide(
         PolicyRequest(
             tenant_id=subject.tenant_id,
             workspace_id=subject.workspace_id,
@@ -37,3 +46,11 @@ def authorize(view: TenantView, subject: Subject, action: Action, labels: Labels
             labels=tuple(sorted(labels | action.labels)),
         )
     )
+    if decision.effect == "allow" and _is_unpriced(view.facts, action):
+        return msgspec.structs.replace(decision, effect="deny", reason=(UNPRICED_MODEL,))
+    return decision
+
+
+def _is_unpriced(facts: TenantFacts, action: Action) -> bool:
+    model = facts.models.get(action.model) if action.model is not None else None
+    return model is not None and not model.is_priced and not facts.allow_unpriced

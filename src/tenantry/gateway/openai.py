@@ -10,15 +10,12 @@ from __future__ import annotations
 import functools
 from typing import TYPE_CHECKING, Final
 
-from tenantry.adapters.pricing import is_priced
 from tenantry.core.action import Action, Risk, Target
-from tenantry.core.ids import ActionName, PolicyId
-from tenantry.core.verdict import Denied
+from tenantry.core.ids import ActionName
 from tenantry.gateway.answer import Answer
 from tenantry.gateway.entrance import HOSTS_MAX, digest, find_host, idempotency_key, remaining_ms
 from tenantry.gateway.openai_request import parse_chat
 from tenantry.web.problems import Problem, ProblemError
-from tenantry.web.verdicts import describe
 
 if TYPE_CHECKING:
     from tenantry.gate.context import RunContext
@@ -27,7 +24,6 @@ if TYPE_CHECKING:
     from tenantry.registry.facts import TenantFacts
 
 MODEL_CALL: Final = ActionName("model.call")
-UNPRICED: Final = PolicyId("platform/unpriced_model@1")
 
 
 class OpenAiDoor:
@@ -75,9 +71,6 @@ class OpenAiDoor:
         if model is None:
             raise _no_such_model()
         canonical, bound = chat.prepare(model, name)
-        if not is_priced(model) and not facts.allow_unpriced:
-            await exchange.answer_verdict(describe(Denied(reason=(UNPRICED,))))
-            return
         action = Action(
             action_id=entrance.gate.new_action_id(),
             name=MODEL_CALL,

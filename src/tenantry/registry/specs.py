@@ -53,6 +53,11 @@ class ModelSpec(Spec, frozen=True):
     cached_input_microusd_per_mtok: Count | None = None
     output_microusd_per_mtok: Count | None = None
 
+    @property
+    def is_priced(self) -> bool:
+        """Whether both prices are known."""
+        return self.input_microusd_per_mtok is not None and self.output_microusd_per_mtok is not None
+
 
 class PolicySpec(Spec, frozen=True):
     """Cedar text in one layer; ``file`` is resolved to ``text`` when the fleet file is read."""

@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 import openai
 import pytest
-from tests.support.fake_gate import TIMINGS, Performer, make_facts, settled
+from tests.support.fake_gate import TIMINGS, Performer, settled
 from tests.support.gateway import TOKEN, LiveGateway, RawAnswer, read_answer, running_gateway
 
 from tenantry.core.action import Action, Outcome, OutcomeStatus
@@ -390,15 +390,6 @@ async def test_models(gateway: LiveGateway) -> None:
             await sdk.chat.completions.create(model="nothing", messages=MESSAGES)
     assert caught.value.code == "model_not_found"
     assert gateway.gate.actions == []
-
-
-async def test_an_unpriced_model_is_denied_unless_the_tenant_allows_it(gateway: LiveGateway) -> None:
-    answer = await chat(gateway, {"model": "unpriced", "messages": []})
-    assert (answer.status, answer.headers["tenantry-verdict"]) == (403, "denied")
-    assert answer.json()["policies"] == ["platform/unpriced_model@1"]
-    assert gateway.gate.actions == []
-    gateway.gate.facts["acme"] = make_facts(allow_unpriced=True)
-    assert (await chat(gateway, {"model": "unpriced", "messages": []})).status == 200
 
 
 async def _endless(gateway: LiveGateway, *, read_first: int, reset: bool) -> None:

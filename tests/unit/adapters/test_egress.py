@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from yarl import URL
 
-from tenantry.adapters.egress import EgressRules, join_url, parse_url
+from tenantry.adapters import egress
+from tenantry.adapters.egress import EgressRules, Homes, join_url, parse_url
 from tenantry.core.errors import EgressDeniedError
 
 REFUSED = [
@@ -276,3 +277,19 @@ def test_redirects_are_parsed_as_strictly(base: str, location: str, expected: st
             join_url(parse_url(base), location)
     else:
         assert join_url(parse_url(base), location).text == expected
+
+
+def test_homes_are_read_once_and_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(egress, "HOMES_MAX", 3)
+    homes = Homes()
+    first = homes.read("https://a.example/v1")
+    assert homes.read("https://a.example/v1") is first
+    assert homes.read("https://a.example/v1", allowed_hosts=("b.example",)) is not first
+    for number in range(10):
+        homes.read(f"https://h{number}.example/")
+    assert len(homes._known) <= 3
+    with pytest.raises(EgressDeniedError):
+        homes.read("http://127.0.0.1/")
+    homes.read("http://127.0.0.1/", allow_private=True)
+    with pytest.raises(EgressDeniedError):
+        homes.read("http://127.0.0.1/")

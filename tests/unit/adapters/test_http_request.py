@@ -6,8 +6,9 @@ import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.support.calls import action, credential_headers_of, integration_of
+from tests.support.calls import action, credential_headers_of
 
+from tenantry.adapters.egress import Homes
 from tenantry.adapters.http_request import Plan, credential_headers, plan_request, secrets_of
 from tenantry.core.errors import EgressDeniedError, UpstreamError
 from tenantry.registry.specs import AuthSpec, HttpActionSpec
@@ -25,7 +26,8 @@ def plan(
     destination: str | None = None,
 ) -> Plan:
     made = action("tool", "ticket", body, record_id=record_id, key=key, destination=destination)
-    return plan_request(integration_of(BASE, spec, allowed_hosts), spec, made)
+    home, rules = Homes().read(BASE, allowed_hosts=allowed_hosts)
+    return plan_request(home, rules, spec, made)
 
 
 def test_a_post_carries_its_input_as_it_is() -> None:

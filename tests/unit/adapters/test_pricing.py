@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import msgspec
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tenantry.adapters.pricing import bound_usage, is_priced, price
+from tenantry.adapters.pricing import bound_usage, price
 from tenantry.core.quota import Usage
 from tenantry.registry.specs import ModelSpec
 
@@ -31,7 +32,7 @@ def test_by_hand() -> None:
         cached_input_microusd_per_mtok=75_000,
         output_microusd_per_mtok=600_000,
     )
-    assert is_priced(model)
+    assert model.is_priced
     # 100 bytes + 16 a request + 2 x 16 a message, and 3 answers of 50
     assert bound_usage(model, request_bytes=100, messages=2, output_limit=50, n=3) == Usage(
         model_inflight=1, model_tokens=298, cost_microusd=-(-(148 * 150_000 + 150 * 600_000) // 1_000_000)
@@ -43,10 +44,9 @@ def test_by_hand() -> None:
 
 
 def test_unpriced_is_not_free() -> None:
-    assert not is_priced(ModelSpec(provider="a", context_window=1, max_output_tokens=1))
-    assert not is_priced(
-        ModelSpec(provider="a", context_window=1, max_output_tokens=1, input_microusd_per_mtok=0)
-    )
+    model = ModelSpec(provider="a", context_window=1, max_output_tokens=1)
+    assert not model.is_priced
+    assert not msgspec.structs.replace(model, input_microusd_per_mtok=0).is_priced
 
 
 @given(MODELS, COUNTS, st.integers(0, 500), COUNTS, st.integers(1, 8), st.data())
