@@ -53,3 +53,9 @@ from tenantry.clear_overrun_v1($1) c
 -- name: write_admin :one
 -- As journal/store.sql, for a transaction of control's own.
 select tenantry.journal_admin_v1($1, $2, $3, $4, $5, $6::jsonb, $7, $8, $9) as log_position
+
+-- name: list_workspace_runs :many
+-- Whether one run is a workspace's. Cheap: the primary key.
+select r.run_id
+from tenantry.runs r
+where r.tenant_id = $1 and r.workspace_id = $2 and r.run_id = $3

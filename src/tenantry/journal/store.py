@@ -11,7 +11,7 @@ import msgspec
 
 from tenantry.core.action import Risk
 from tenantry.core.errors import InvalidInputError, NotFoundError
-from tenantry.core.ids import ActionId, AgentId, PrincipalId, RunId, WorkspaceId
+from tenantry.core.ids import ActionId, AgentId, PrincipalId, RunId, WorkspaceId, new_id
 from tenantry.journal.entries import AdminContent, JournalContent, JournalOutput
 from tenantry.storage.connect import Row
 from tenantry.storage.scope import TenantScope
@@ -66,9 +66,10 @@ async def list_entries(
     workspace_id: WorkspaceId | None = None,
     run_id: str | None = None,
     before: str = "",
+    since: str = "",
     limit: int = 100,
 ) -> list[JournalEntry]:
-    """A page, newest first, of entries older than `before` (an action's id); at most 500; one statement."""
+    """A page, newest first, of entries from `since` to before `before` (ids); at most 500; one statement."""
     _check_cursor(before)
     rows = await scope.fetch_all(
         _statements()["list_entries"],
@@ -76,6 +77,7 @@ async def list_entries(
         before,
         workspace_id,
         run_id,
+        since,
         max(1, min(limit, PAGE_MAX)),
     )
     return [_entry_of(row) for row in rows]
@@ -98,6 +100,30 @@ async def open_entry(
         content = decode(scope, action_id, row["content"])
     output = JournalOutput.decode(scope, action_id, row["output"]) if row["output"] else None
     return OpenedEntry(entry, content, output)
+
+
+def first_id_at(prefix: str, at: dt.datetime) -> str:
+    """The least id that `new_id` makes at a moment: a bound for ids by time."""
+    return new_id(prefix, _Moment(at))
+
+
+class _Moment:
+    """A clock that stands, without chance."""
+
+    def __init__(self, at: dt.datetime) -> None:
+        self._at = at
+
+    def now(self) -> dt.datetime:
+        return self._at
+
+    def now_ms(self) -> int:
+        return max(0, int(self._at.timestamp() * 1000))
+
+    def monotonic(self) -> float:
+        return 0.0
+
+    def random_bytes(self, count: int, /) -> bytes:
+        return bytes(count)
 
 
 def _entry_of(row: Row) -> JournalEntry:

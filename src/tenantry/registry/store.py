@@ -155,6 +155,14 @@ async def find_tenant(scope: TenantScope) -> TenantSpec | None:
     )
 
 
+async def find_tenant_row(scope: TenantScope) -> TenantRow | None:
+    """The tenant as it stands in the platform's list; one statement."""
+    row = await scope.fetch_one(_statements()["find_tenant"], scope.tenant_id)
+    if row is None:
+        return None
+    return TenantRow(scope.tenant_id, row["display_name"], row["quota_class"], row["created_at"])
+
+
 async def put_tenant(scope: TenantScope, spec: TenantSpec, *, path: str = "$") -> bool:
     """Make the tenant what `spec` declares, and nothing else; True when anything changed.
 

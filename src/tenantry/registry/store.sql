@@ -25,7 +25,7 @@ where
 
 -- name: find_tenant :one
 -- Cheap: the primary key.
-select t.display_name, t.quota_class::text as quota_class, t.spec::text as document
+select t.display_name, t.quota_class::text as quota_class, t.created_at, t.spec::text as document
 from tenantry.tenants t
 where t.tenant_id = $1
 
