@@ -9,8 +9,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
-import itertools
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from multiprocessing.queues import Queue
+from multiprocessing.synchronize import Barrier
 from typing import Any, Final, Self
 
 import asyncpg
@@ -21,7 +23,7 @@ from tenantry.broker.broker import Broker
 from tenantry.core.action import Action, Outcome, OutcomeStatus, Risk, Target
 from tenantry.core.clock import Clock, SystemClock
 from tenantry.core.event import Event
-from tenantry.core.ids import ActionId, ActionName, InstanceId
+from tenantry.core.ids import ActionId, ActionName, InstanceId, new_id
 from tenantry.core.quota import Limits, QuotaClass, Usage
 from tenantry.gate.batch import Batcher
 from tenantry.gate.begin import Begin
@@ -65,14 +67,11 @@ from tests.support.tenants import ROOT_KEY, TestTenant
 
 LEAF_HEAD: Final = b"\x00tenantry-log-v1\n"
 POOLS: Final = PoolSizes(gate=2, app=4, platform=1, control=2)
+CALLS: Final = 128
+TOKENS: Final = 10
 BATCH: Final = load_statements("tenantry.gate", "statements.sql")["batch"]
 
-_NUMBERS = itertools.count(1)
-
-
-def next_action_id() -> str:
-    """An action id that no other test of the process has."""
-    return f"act_{next(_NUMBERS):026d}"
+CLOCK: Final = SystemClock()
 
 
 def make_begin(tenant: TestTenant, run: str, **changes: Any) -> BeginItem:  # noqa: ANN401 - fields by name
@@ -80,7 +79,7 @@ def make_begin(tenant: TestTenant, run: str, **changes: Any) -> BeginItem:  # no
     content = changes.get("content", b"c" * 64)
     item = BeginItem(
         tenant_id=tenant.tenant_id,
-        action_id=next_action_id(),
+        action_id=new_id("act", CLOCK),
         key=None,
         workspace=tenant.workspace_id,
         agent=tenant.agent_id,
@@ -202,7 +201,7 @@ class Bench:
 
     async def open_run(self, tenant: TestTenant, **columns: object) -> str:
         """A run's scope with a live lease, written by hand; `columns` are of `scopes`."""
-        run_id = f"wr_{next(_NUMBERS):026d}"
+        run_id = new_id("wr", CLOCK)
         await add_run_scope(self.root, tenant.tenant_id, run_id)
         await self.set_scope(tenant, 3, run_id, **columns)
         return run_id
@@ -318,7 +317,9 @@ class Lanes:
 
     @classmethod
     @contextlib.asynccontextmanager
-    async def open(cls, target: DatabaseTarget, *, instance_id: str = "ins_lanes", **options: int) -> AsyncIterator[Self]:
+    async def open(
+        cls, target: DatabaseTarget, *, instance_id: str = "ins_lanes", **options: int
+    ) -> AsyncIterator[Self]:
         """On a shard of its own; `options` are the batcher's."""
         clock = SystemClock()
         shard = await Shard.open(target, ROOT_KEY, POOLS, clock)
@@ -400,7 +401,9 @@ def tenant_spec(tenant: TestTenant, *, policy: str = OPEN_POLICY) -> TenantSpec:
 class GateBench:
     """A whole gate: `identify` to `settle`, with a scripted way out and a live instance."""
 
-    def __init__(self, lanes: Lanes, gate: Gate, adapter: ScriptedAdapter, instance: Instance, clock: Clock) -> None:
+    def __init__(
+        self, lanes: Lanes, gate: Gate, adapter: ScriptedAdapter, instance: Instance, clock: Clock
+    ) -> None:
         self.lanes = lanes
         self.gate = gate
         self.adapter = adapter
@@ -482,3 +485,30 @@ async def gather_all(*work: Awaitable[Any]) -> list[Any]:
     """Results or exceptions, in order."""
     return list(await asyncio.gather(*work, return_exceptions=True))
 
+
+async def storm(gateways: list[Lanes], tenant: TestTenant, run: str) -> tuple[Counter[str], list[Any]]:
+    """All calls at once, spread over the gateways; codes, and the items that were allowed."""
+    items = [make_model_begin(tenant, run, tokens=TOKENS) for _ in range(CALLS)]
+    scopes = [await lanes.scope(tenant) for lanes in gateways]
+    results = await asyncio.gather(
+        *(
+            gateways[place % len(gateways)].ledger.begin(scopes[place % len(gateways)], item)
+            for place, item in enumerate(items)
+        )
+    )
+    allowed = [item for item, result in zip(items, results, strict=True) if result.code == "allowed"]
+    return Counter(result.code for result in results), allowed
+
+
+def storm_in_a_process(
+    target: DatabaseTarget, tenant: TestTenant, run: str, start: Barrier, answers: Queue[dict[str, int]]
+) -> None:
+    """A gateway that is a process: it waits for the others at `start`, and answers its codes."""
+
+    async def work() -> dict[str, int]:
+        async with Lanes.open(target) as lanes:
+            await lanes.scope(tenant)
+            start.wait(30)
+            return dict((await storm([lanes], tenant, run))[0])
+
+    answers.put(asyncio.run(work()))

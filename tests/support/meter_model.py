@@ -197,7 +197,8 @@ class MeterModel:
         self, now_us: int, settles: Sequence[SettleItem], begins: Sequence[BeginItem]
     ) -> tuple[list[str], list[Answer]]:
         """One call of the gate's function."""
-        settled = [self._settle(now_us, item) for item in settles]
+        first: set[tuple[str, str]] = set()
+        settled = [self._settle(now_us, item, first) for item in settles]
         for settle in settles:
             self._end_run(now_us, settle)
         answers: list[Answer] = []
@@ -359,12 +360,15 @@ class MeterModel:
         log.append(leaf(tenant, len(log), action_id, phase, word, digest))
         return len(log) - 1
 
-    def _settle(self, now_us: int, item: SettleItem) -> str:
+    def _settle(self, now_us: int, item: SettleItem, first: set[tuple[str, str]]) -> str:
         action = self.actions.get((item.tenant_id, item.action_id))
         if action is None:
             return "unknown"
         begun = action.item
-        if action.state != "begun" or (item.workspace, item.agent, item.scope_run) != (
+        # Of several in one batch the first one speaks, right or wrong.
+        repeated = (item.tenant_id, item.action_id) in first
+        first.add((item.tenant_id, item.action_id))
+        if repeated or action.state != "begun" or (item.workspace, item.agent, item.scope_run) != (
             begun.workspace,
             begun.agent,
             begun.scope_run,
