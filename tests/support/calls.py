@@ -221,12 +221,6 @@ def shown(outcome: Outcome) -> str:
     return (outcome.output or b"").decode()
 
 
-def integration_of(
-    base_url: str, spec: HttpActionSpec, allowed_hosts: tuple[str, ...] = ()
-) -> IntegrationSpec:
-    return IntegrationSpec(base_url=base_url, actions={"ticket": spec}, allowed_hosts=allowed_hosts)
-
-
 def credential_headers_of(plan: Plan) -> tuple[tuple[str, str], ...]:
     """The headers that a bearer credential adds to a planned request."""
     added = plan.with_credential(plan.request, credential_headers(AuthSpec(secret="s"), "abc"))

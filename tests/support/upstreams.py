@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import weakref
+import ssl
 from collections.abc import Awaitable, Callable
 from typing import Self
 
@@ -91,11 +91,12 @@ Script = Callable[[Peer], Awaitable[None]]
 class Upstream:
     """A server whose connections each run `script`; the connection closes when it returns."""
 
-    def __init__(self, script: Script) -> None:
+    def __init__(self, script: Script, tls: ssl.SSLContext | None = None) -> None:
         self._script = script
+        self._tls = tls
         self._server: asyncio.Server | None = None
         self._tasks: set[asyncio.Task[None]] = set()
-        self._transports: weakref.WeakSet[asyncio.WriteTransport] = weakref.WeakSet()
+        self._transports: set[asyncio.WriteTransport] = set()
         self.connections = 0
         self.bytes_received = 0
         self.requests: list[Request] = []
@@ -113,10 +114,10 @@ class Upstream:
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
+        return f"{'https' if self._tls else 'http'}://127.0.0.1:{self.port}"
 
     async def __aenter__(self) -> Self:
-        self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0, limit=2**20)
+        self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0, limit=2**20, ssl=self._tls)
         return self
 
     async def __aexit__(self, *_exception: object) -> None:
@@ -150,6 +151,8 @@ class Upstream:
             self.faults.append(fault)
         finally:
             peer.writer.close()
+            if peer.writer.transport.get_write_buffer_size() == 0:
+                self._transports.discard(peer.writer.transport)
 
 
 def answering(

