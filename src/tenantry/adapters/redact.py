@@ -15,6 +15,7 @@ MARK: Final = b"[redacted]"
 SECRET_CHARS_MIN: Final = 4
 _PIECE_BYTES_MIN: Final = 6
 _PLAIN: Final = re.compile(r"[A-Za-z0-9._~-]+")
+_ESCAPE: Final = re.compile("%[0-9A-F]{2}")
 _URL_SAFE: Final = bytes.maketrans(b"+/", b"-_")
 
 
@@ -51,7 +52,7 @@ def _forms(secret: str) -> set[bytes]:
             json.dumps(secret, ensure_ascii=False)[1:-1].encode("utf-8", "surrogatepass"),
             json.dumps(secret)[1:-1].encode(),
             percent.encode(),
-            percent.lower().encode(),
+            _ESCAPE.sub(lambda escape: escape[0].lower(), percent).encode(),
             quote(raw).encode(),
             quote_plus(raw).encode(),
         }
