@@ -36,7 +36,7 @@ from tenantry.gate.calls import (
     decode,
     encode,
 )
-from tenantry.gate.context import OpenRun, RunContext
+from tenantry.gate.context import OpenRun, RunContext, Timings
 from tenantry.gate.credential import FetchCredential
 from tenantry.gate.gate import Gate
 from tenantry.gate.identify import Identify, KnownLabels
@@ -364,8 +364,17 @@ async def answer_ok(call: AdapterCall, _emit: Emit) -> Outcome:
     return Outcome(OutcomeStatus.OK, b'{"done":true}', call.action.estimate)
 
 
-async def ignore(_event: Event) -> None:
+class GoneDoor:
     """A door whose client has gone."""
+
+    def begun(self, timings: Timings, /) -> None:
+        """Nobody listens."""
+
+    async def __call__(self, event: Event, /) -> None:
+        """Likewise."""
+
+
+ignore: Final = GoneDoor()
 
 
 OPEN_POLICY: Final = '@id("anything")\npermit (principal, action, resource);'

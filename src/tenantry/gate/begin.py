@@ -1,7 +1,7 @@
 """Step 3, begin: one round trip that decides, reserves and journals the intent; and what its answer means.
 
 A decision made under another policy version, or without a label that the run has got meanwhile, is not begun: facts are
-loaded again and policy decides again, `STALE_PASSES_MAX` times at most.
+loaded again and policy decides again, `STALE_PASSES_MAX` times at most. Whoever holds the key is waited for as long as `OPEN_WAIT_S`.
 """
 
 from __future__ import annotations
@@ -80,7 +80,8 @@ class Begin:
     ) -> Begun:
         """Raises `KeyReuseError`, `UnauthenticatedError` (no live lease), `StorageUnavailableError`."""
         waited_until = self._clock.monotonic() + min(OPEN_WAIT_S, action.timeout_ms / 1000)
-        for passed in range(STALE_PASSES_MAX):
+        stale, waits = 0, 0
+        while stale < STALE_PASSES_MAX:
             labels, epoch = self._labels.get(subject.tenant_id, subject.run_id)
             started = self._clock.monotonic()
             decision = authorize(view, subject, action, labels)
@@ -99,15 +100,18 @@ class Begin:
             result = await self._ledger.begin(scope, item)
             timings.gate += (self._clock.monotonic() - decided) * 1000
             if result.code == "stale_policy":
+                stale += 1
                 view = await self._views.reload(scope, stale=view)
             elif result.code == "stale_labels":
+                stale += 1
                 self._learn(subject, result.detail or {})
             elif result.code == "open" and action.kind == "run":
                 # The run that this key opened is under way; its action stays open as long as it lives.
                 return Begun(Allowed(ActionId(result.prior_action_id or ""), None), view, item)
             elif result.code == "open":
-                if not await self._wait(result, waited_until, passed):
+                if not await self._wait(result, waited_until, waits):
                     return Begun(UnknownOutcome(ActionId(result.prior_action_id or "")), view, item)
+                waits += 1
             else:
                 return Begun(_verdict(scope, action, decision, result), view, item)
         msg = "policy or labels changed faster than a decision could be made; nothing was begun"
@@ -117,12 +121,12 @@ class Begin:
         labels = frozenset(Label(label) for label in detail["labels"])
         self._labels.put(subject.tenant_id, subject.run_id, labels, detail["labels_epoch"])
 
-    async def _wait(self, result: BeginResult, until: float, passed: int) -> bool:
+    async def _wait(self, result: BeginResult, until: float, waits: int) -> bool:
         """Wait a little for the action that holds the key; False when the time is over."""
         left = until - self._clock.monotonic()
         if left <= 0:
             return False
-        pause = min(left, OPEN_POLL_S[min(passed, len(OPEN_POLL_S) - 1)])
+        pause = min(left, OPEN_POLL_S[min(waits, len(OPEN_POLL_S) - 1)])
         if not await self._ledger.wait_settled(result.prior_action_id or "", left):
             await asyncio.sleep(pause)
         return True

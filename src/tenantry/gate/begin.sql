@@ -388,7 +388,8 @@ begin
     if v_refused then
         -- What is told and not journaled; a recorded outcome comes back with it.
         return query
-        select it.place::integer, it.code, null::bigint, coalesce(to_jsonb(p) - 'output', it.detail), it.prior, p.output
+        select it.place::integer, it.code, null::bigint, coalesce(to_jsonb(p) - 'output', it.detail),
+            case when it.code in ('recorded', 'open', 'key_reuse') then it.prior end, p.output
         from (
             select c.*, (p_items[c.place]).tenant_id
             from unnest(v_code, v_detail, v_prior) with ordinality c(code, detail, prior, place)

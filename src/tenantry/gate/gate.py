@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from tenantry.gate.identify import Identify
     from tenantry.gate.ledger import Ledger
     from tenantry.gate.perform import Perform
-    from tenantry.gate.ports import Emit, Sink
+    from tenantry.gate.ports import Sink
     from tenantry.gate.runs import Runs
     from tenantry.gate.shed import ShedJournal
 
@@ -75,9 +75,8 @@ class Gate:
         if not isinstance(begun.verdict, Allowed) or begun.verdict.recorded is not None:
             recorded = begun.verdict.recorded if isinstance(begun.verdict, Allowed) else None
             return ActionResult(begun.verdict, recorded, action.action_id, timings)
-        sink.begun(timings)
         started = self._clock.monotonic()
-        performed = await self._go_out(context, begun, action, sink)
+        performed = await self._go_out(context, begun, action, sink, timings)
         ended = self._clock.monotonic()
         settlement = make_settlement(context.scope, begun.item, performed.outcome, self._clock, action=action)
         await self._ledger.settle(context.scope, settlement)
@@ -85,10 +84,13 @@ class Gate:
         timings.gate += (self._clock.monotonic() - ended) * 1000
         return ActionResult(_final_verdict(begun, performed), performed.outcome, action.action_id, timings)
 
-    async def _go_out(self, context: RunContext, begun: Begun, action: Action, emit: Emit) -> Performed:
+    async def _go_out(
+        self, context: RunContext, begun: Begun, action: Action, sink: Sink, timings: Timings
+    ) -> Performed:
         """Credential and perform, under the facts that `begin` accepted."""
         facts = begun.view.facts
         try:
+            sink.begun(timings)
             credential = await self._credential(context.scope, context.subject, facts, action)
         except BaseException:
             # Nothing was sent: give the reservation back, whatever happened to the one who asked.
@@ -107,7 +109,7 @@ class Gate:
             facts,
             action,
             credential,
-            emit,
+            sink,
             context.scope.key(action.kind, action.target.system),
         )
 

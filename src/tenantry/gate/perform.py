@@ -70,12 +70,16 @@ class Perform:
                 )
 
         task = asyncio.create_task(go_out(), name=f"perform-{action.action_id}")
-        try:
-            await asyncio.wait([task])
-        except asyncio.CancelledError:
-            # The door's own task is going away (a stopping server): close the upstream before anything else.
-            task.cancel()
-            await asyncio.wait([task])
+        told = False
+        while not task.done():
+            try:
+                await asyncio.wait([task])
+            except asyncio.CancelledError:
+                # The door's own task is going away (a stopping server): close the upstream before anything else, and
+                # tell it once, so that the closing itself is not cut.
+                if not told:
+                    told = True
+                    task.cancel()
         if task.cancelled():
             return Performed(_cut(action, "the gateway stopped"))
         error = task.exception()
