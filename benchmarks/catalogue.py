@@ -71,5 +71,15 @@ BENCHMARKS: Final = {
             ("policy.decide", "policy.decide_cached"),
             "a decision / one bare is_authorized over the same 100 policies",
         ),
+        Benchmark(
+            "doors_model_added_bare",
+            (
+                "doors.model_added_bare",
+                "doors.model_added_bare_p99",
+                "doors.model_added_bare_first_byte",
+                "doors.model_added_bare_first_byte_p99",
+            ),
+            "a model call through the door / the bare provider, one at a time (for information)",
+        ),
     )
 }

@@ -19,6 +19,7 @@ from tenantry.registry.specs import (
     PolicySpec,
     ProviderSpec,
     TenantSpec,
+    ValueRef,
     WorkspaceSpec,
 )
 
@@ -30,6 +31,7 @@ SYSTEM: Final = "zendesk"
 ACTION: Final = "ticket.update"
 PROVIDER: Final = "example"
 MODEL: Final = "example-small"
+PROVIDER_KEY: Final = "sk-example-benchmarks-000001"
 
 _TENANT_POLICY: Final = """
 @id("registered")
@@ -69,7 +71,9 @@ def make_fleet(provider_url: str | None = None) -> FleetFile:
     """Guardrails, the quota class and, when it has an address, a model provider; the tenants come one by one."""
     providers, models = {}, {}
     if provider_url is not None:
-        providers[PROVIDER] = ProviderSpec(base_url=provider_url, allow_private=True)
+        providers[PROVIDER] = ProviderSpec(
+            base_url=provider_url, allow_private=True, credential=ValueRef(env="EXAMPLE_PROVIDER_KEY")
+        )
         models[MODEL] = ModelSpec(
             provider=PROVIDER,
             context_window=128_000,

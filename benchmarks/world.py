@@ -22,6 +22,8 @@ import uvloop
 
 from benchmarks import fleet
 from tenantry.broker.broker import Broker
+from tenantry.broker.platform import seal_credential
+from tenantry.broker.secrets import SecretValue
 from tenantry.core.action import Action, Outcome, OutcomeStatus, Risk, Target
 from tenantry.core.clock import SystemClock
 from tenantry.core.event import Head
@@ -42,7 +44,7 @@ from tenantry.gate.shed import ShedJournal
 from tenantry.gate.views import Views
 from tenantry.identity.tokens import RunTokens
 from tenantry.quota.limits import overlay
-from tenantry.registry.store import put_platform, put_tenant
+from tenantry.registry.store import put_platform, put_provider_credentials, put_tenant
 from tenantry.storage.database import DatabaseTarget, PoolSizes, Shard
 from tenantry.storage.embedded import EmbeddedPostgres
 from tenantry.storage.migrate import migrate
@@ -247,6 +249,11 @@ async def _fill(world: World, tenants: Iterable[str], provider_url: str | None) 
         await admin.close()
     async with world.scopes.platform(reason="benchmarks", operator=OPERATOR.principal_id) as platform:
         await put_platform(platform, fleet.make_fleet(provider_url))
+        if provider_url is not None:
+            key = seal_credential(
+                world.shard.keyring, fleet.PROVIDER, SecretValue(fleet.PROVIDER_KEY), before=None
+            )
+            await put_provider_credentials(platform, {fleet.PROVIDER: key})
     await world.add_tenants(tenants)
 
 
