@@ -49,27 +49,41 @@ begin
     end if;
 
     if p_skip_locked then
-        with held as (
-            select s.tenant_id, s.level, s.subject_id
-            from tenantry.scopes_of_v1(s_items, b_items) w
-            join tenantry.scopes s using (tenant_id, level, subject_id)
-            order by s.tenant_id, s.level, s.subject_id
-            for no key update of s skip locked
+        with held as materialized (
+            select w.tenant_id, w.level, w.subject_id
+            from (
+                select * from tenantry.scopes_of_v1(s_items, b_items) order by tenant_id, level, subject_id
+            ) w
+            cross join lateral (
+                select from tenantry.scopes s
+                where s.tenant_id = w.tenant_id and s.level = w.level and s.subject_id = w.subject_id
+                for no key update skip locked
+            ) held
         )
         select coalesce(array_agg(row(w.tenant_id, w.level, w.subject_id)::tenantry.scope_key_v1), '{}')
         into v_skipped
         from tenantry.scopes_of_v1(s_items, b_items) w
-        join tenantry.scopes s using (tenant_id, level, subject_id)
+        cross join lateral (
+            select from tenantry.scopes s
+            where s.tenant_id = w.tenant_id and s.level = w.level and s.subject_id = w.subject_id
+            offset 0
+        ) known
         where not exists (
             select from held h
             where h.tenant_id = w.tenant_id and h.level = w.level and h.subject_id = w.subject_id
         );
     else
+        -- A subquery that locks is never flattened, so this is one probe by whole key a scope, in the order of the
+        -- outer one, whatever the planner believes of the table's size. (A plan made while it was empty scanned it all.)
         perform
-        from tenantry.scopes_of_v1(s_items, b_items) w
-        join tenantry.scopes s using (tenant_id, level, subject_id)
-        order by s.tenant_id, s.level, s.subject_id
-        for no key update of s;
+        from (
+            select * from tenantry.scopes_of_v1(s_items, b_items) order by tenant_id, level, subject_id
+        ) w
+        cross join lateral (
+            select from tenantry.scopes s
+            where s.tenant_id = w.tenant_id and s.level = w.level and s.subject_id = w.subject_id
+            for no key update
+        ) held;
     end if;
 
     if cardinality(s_items) > 0 then

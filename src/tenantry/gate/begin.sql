@@ -180,63 +180,76 @@ declare
     v_code text[]; v_level smallint[]; v_meter text[]; v_approval text[]; v_keep_content boolean[]; v_prior text[];
     v_detail jsonb[];
 begin
-    -- Does everything fit? A row a scope: each item that touches it finds it as decided on, and its meters hold the sum.
-    -- One index probe an item and level. A scope that does not exist makes its item's row vanish: hence the count.
-    select bool_and(c.fits) and sum(c.touches) = (
-            select 3 * count(*) + count(it.scope_run) from unnest(p_items) it
-        )
+    -- Does everything fit? The demand on each scope, held against the scope: one probe by whole key each. (Lateral
+    -- subqueries with OFFSET are never flattened; a join's order would be the planner's, on statistics that may be old.)
+    select bool_and(coalesce(
+        s.mode = 'normal' and not s.killed and f.mode = 'normal' and w.is_plain
+        and w.fleet_version_min = f.policy_version and w.fleet_version_max = f.policy_version
+        and case w.level
+            when 0 then w.policy_version_min = s.policy_version and w.policy_version_max = s.policy_version
+            when 3 then w.attempt_min = s.attempt and w.attempt_max = s.attempt and s.lease_expires_at > v_now
+                and w.labels_epoch_min = s.labels_epoch and w.labels_epoch_max = s.labels_epoch
+                and (s.labels = '{}'
+                    or (w.labels_min = w.labels_max and s.labels <@ string_to_array(w.labels_min, ',')))
+            else true end
+        and s.model_tokens_minute_window <= v_minute and s.day_window <= w.day
+        and (s.overrun_tokens + s.overrun_microusd = 0 or w.model_tokens = 0)
+        and coalesce(s.requests_interval_us * (s.requests_burst - w.items)
+            >= greatest(s.requests_tat_us, v_now_us) - v_now_us, true)
+        and coalesce(s.concurrent_runs_reserved + w.concurrent_runs <= s.concurrent_runs_limit, true)
+        and coalesce(s.model_inflight_reserved + w.model_inflight <= s.model_inflight_limit, true)
+        and coalesce(w.model_tokens + case when s.model_tokens_minute_window = v_minute
+            then s.model_tokens_minute_used + s.model_tokens_minute_reserved else 0 end
+            <= s.model_tokens_minute_limit, true)
+        and coalesce(w.model_tokens + case when s.day_window = w.day
+            then s.model_tokens_day_used + s.model_tokens_day_reserved else 0 end <= s.model_tokens_day_limit, true)
+        and coalesce(w.cost_microusd + case when s.day_window = w.day
+            then s.cost_microusd_day_used + s.cost_microusd_day_reserved else 0 end <= s.cost_microusd_day_limit, true)
+        and coalesce(w.tool_calls + case when s.day_window = w.day
+            then s.tool_calls_day_used + s.tool_calls_day_reserved else 0 end <= s.tool_calls_day_limit, true)
+        and coalesce(w.high_risk + case when s.day_window = w.day
+            then s.high_risk_day_used + s.high_risk_day_reserved else 0 end <= s.high_risk_day_limit, true)
+        and coalesce(s.journal_bytes_used + s.journal_bytes_reserved + w.journal_bytes <= s.journal_bytes_limit, true),
+        false))
     into v_all_fit
     from (
         select
-            count(*) as touches,
-            coalesce(s.mode = 'normal' and not s.killed
-            and bool_and(coalesce(
-                it.allow and it.approvers = '' and it.fleet_version = f.policy_version and f.mode = 'normal'
-                and case s.level
-                    when 0 then s.policy_version = it.policy_version
-                    when 3 then s.attempt = it.attempt and s.lease_expires_at > v_now
-                        and s.labels_epoch = it.labels_epoch
-                        and (s.labels = '{}' or s.labels <@ string_to_array(it.labels, ','))
-                    else true end, false))
-            and s.model_tokens_minute_window <= v_minute and s.day_window <= d.day
-            and (s.overrun_tokens + s.overrun_microusd = 0 or sum(it.model_tokens) = 0)
-            and coalesce(s.requests_interval_us * (s.requests_burst - count(*))
-                >= greatest(s.requests_tat_us, v_now_us) - v_now_us, true)
-            and coalesce(s.concurrent_runs_reserved + sum(it.concurrent_runs) <= s.concurrent_runs_limit, true)
-            and coalesce(s.model_inflight_reserved + sum(it.model_inflight) <= s.model_inflight_limit, true)
-            and coalesce(sum(it.model_tokens) + case when s.model_tokens_minute_window = v_minute
-                then s.model_tokens_minute_used + s.model_tokens_minute_reserved else 0 end
-                <= s.model_tokens_minute_limit, true)
-            and coalesce(sum(it.model_tokens) + case when s.day_window = d.day
-                then s.model_tokens_day_used + s.model_tokens_day_reserved else 0 end
-                <= s.model_tokens_day_limit, true)
-            and coalesce(sum(it.cost_microusd) + case when s.day_window = d.day
-                then s.cost_microusd_day_used + s.cost_microusd_day_reserved else 0 end
-                <= s.cost_microusd_day_limit, true)
-            and coalesce(sum(it.tool_calls) + case when s.day_window = d.day
-                then s.tool_calls_day_used + s.tool_calls_day_reserved else 0 end
-                <= s.tool_calls_day_limit, true)
-            and coalesce(sum(it.high_risk) + case when s.day_window = d.day
-                then s.high_risk_day_used + s.high_risk_day_reserved else 0 end
-                <= s.high_risk_day_limit, true)
-            and coalesce(s.journal_bytes_used + s.journal_bytes_reserved + sum(it.journal_bytes)
-                <= s.journal_bytes_limit, true), false) as fits
+            it.tenant_id, t.level::smallint as level, t.subject_id,
+            case t.level when 3 then 0 else v_day end as day,
+            count(*) as items,
+            bool_and(coalesce(it.allow and it.approvers = '', false)) as is_plain,
+            min(it.fleet_version) as fleet_version_min, max(it.fleet_version) as fleet_version_max,
+            min(it.policy_version) as policy_version_min, max(it.policy_version) as policy_version_max,
+            min(it.attempt) as attempt_min, max(it.attempt) as attempt_max,
+            min(it.labels_epoch) as labels_epoch_min, max(it.labels_epoch) as labels_epoch_max,
+            min(it.labels) as labels_min, max(it.labels) as labels_max,
+            sum(it.concurrent_runs) as concurrent_runs, sum(it.model_inflight) as model_inflight,
+            sum(it.model_tokens) as model_tokens, sum(it.cost_microusd) as cost_microusd,
+            sum(it.tool_calls) as tool_calls, sum(it.high_risk) as high_risk, sum(it.journal_bytes) as journal_bytes
         from unnest(p_items) it
-        cross join tenantry.fleet_scope f
         cross join lateral (values (0, it.tenant_id), (1, it.workspace), (2, it.agent), (3, it.scope_run))
             t(level, subject_id)
-        join tenantry.scopes s
-            on s.tenant_id = it.tenant_id and s.level = t.level and s.subject_id = t.subject_id
-        cross join lateral (select case s.level when 3 then 0 else v_day end as day) d
-        group by s.tenant_id, s.level, s.subject_id, d.day
-    ) c;
+        where t.subject_id is not null
+        group by it.tenant_id, t.level, t.subject_id
+    ) w
+    cross join (select f.mode, f.policy_version from tenantry.fleet_scope f offset 0) f
+    left join lateral (
+        select s.* from tenantry.scopes s
+        where s.tenant_id = w.tenant_id and s.level = w.level and s.subject_id = w.subject_id
+        offset 0
+    ) s on true;
     if v_all_fit and not p_skip_locked then
         -- INVARIANT 5: keys already begun, or twice in this batch, are for decide_v1 to tell apart.
         select count(it.key) = 0 or (
             count(it.key) = count(distinct (it.tenant_id, it.key)) filter (where it.key is not null)
             and not exists (
                 select from unnest(p_items) k
-                join tenantry.journal j on j.tenant_id = k.tenant_id and j.idempotency_key = k.key
+                cross join lateral (
+                    select from tenantry.journal j
+                    where j.tenant_id = k.tenant_id and j.idempotency_key = k.key
+                    offset 0
+                ) earlier
+                where k.key is not null
             )
         )
         into v_all_fit
@@ -285,7 +298,7 @@ begin
         journal_bytes_reserved = s.journal_bytes_reserved + d.journal_bytes
     from (
         select
-            it.tenant_id, t.level, t.subject_id,
+            it.tenant_id, t.level::smallint as level, t.subject_id,
             case t.level when 3 then 0 else v_day end as day,
             count(*) filter (where c.code = 'allowed') as allowed,
             count(*) filter (where t.level = 0) as entries,
@@ -310,7 +323,12 @@ begin
             and (c.code = 'allowed' or t.level = 0 or t.level = c.refused_level)
         group by it.tenant_id, t.level, t.subject_id
     ) d
-    where s.tenant_id = d.tenant_id and s.level = d.level and s.subject_id = d.subject_id;
+    cross join lateral (
+        select s.ctid as row_at from tenantry.scopes s
+        where s.tenant_id = d.tenant_id and s.level = d.level and s.subject_id = d.subject_id
+        offset 0
+    ) place
+    where s.ctid = place.row_at;
 
     -- Used up before anybody is asked again, so that nobody is told of one that is gone.
     if v_approval is not null then
@@ -358,7 +376,11 @@ begin
             v_keep_content[it.ordinality] as keep_content, s.log_size - count(*) over (partition by it.tenant_id)
             + row_number() over (partition by it.tenant_id order by it.ordinality) - 1 as log_position
         from unnest(p_items) with ordinality it
-        join tenantry.scopes s on s.tenant_id = it.tenant_id and s.level = 0 and s.subject_id = it.tenant_id
+        cross join lateral (
+            select s.log_size from tenantry.scopes s
+            where s.tenant_id = it.tenant_id and s.level = 0 and s.subject_id = it.tenant_id
+            offset 0
+        ) s
         where v_code[it.ordinality] = any (c_journaled)
     ),
     written as (
@@ -398,6 +420,7 @@ begin
             select j.state, j.status, j.kind, j.risk, j.used_tokens, j.used_microusd, j.output
             from tenantry.journal j
             where j.tenant_id = it.tenant_id and j.action_id = it.prior and it.code in ('recorded', 'open')
+            offset 0
         ) p on true
         where it.code <> all (c_journaled);
     end if;

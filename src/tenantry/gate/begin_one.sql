@@ -47,13 +47,14 @@ begin
     into v_fits
     from tenantry.fleet_scope f
     cross join lateral (
-        select s.*, case s.level when 3 then 0 else v_day end as day
+        select held.*, case w.level when 3 then 0 else v_day end as day
         from (values (0::smallint, it.tenant_id), (1::smallint, it.workspace), (2::smallint, it.agent),
             (3::smallint, it.scope_run)) w(level, subject_id)
-        join tenantry.scopes s
-            on s.tenant_id = it.tenant_id and s.level = w.level and s.subject_id = w.subject_id
-        order by s.level
-        for no key update of s
+        cross join lateral (
+            select s.* from tenantry.scopes s
+            where s.tenant_id = it.tenant_id and s.level = w.level and s.subject_id = w.subject_id
+            for no key update
+        ) held
     ) s;
     -- The time was taken before the lock: where a window ended meanwhile, it has to be taken again.
     if extract(epoch from tenantry.now()) >= v_minute + 60 then
@@ -99,7 +100,12 @@ begin
             journal_bytes_reserved = s.journal_bytes_reserved + it.journal_bytes
         from (values (0::smallint, it.tenant_id, v_day), (1::smallint, it.workspace, v_day),
             (2::smallint, it.agent, v_day), (3::smallint, it.scope_run, 0)) w(level, subject_id, day)
-        where s.tenant_id = it.tenant_id and s.level = w.level and s.subject_id = w.subject_id
+        cross join lateral (
+            select s.ctid as row_at from tenantry.scopes s
+            where s.tenant_id = it.tenant_id and s.level = w.level and s.subject_id = w.subject_id
+            offset 0
+        ) found
+        where s.ctid = found.row_at
         returning s.level, s.log_size - 1 as log_position
     ),
     entry as (

@@ -110,7 +110,11 @@ begin
         v_labels_epoch, v_overrun, v_requests, v_runs, v_inflight, v_minute_tokens, v_day_tokens, v_cost, v_tools,
         v_high_risk, v_bytes
     from unnest(v_keys) with ordinality w
-    left join tenantry.scopes s using (tenant_id, level, subject_id);
+    left join lateral (
+        select s.* from tenantry.scopes s
+        where s.tenant_id = w.tenant_id and s.level = w.level and s.subject_id = w.subject_id
+        offset 0
+    ) s on true;
 
     -- INVARIANT 5: which items share a key, in this batch and with what was begun before.
     if exists (select from unnest(p_items) x where x.key is not null) then
@@ -126,7 +130,11 @@ begin
                     else min(x.ordinality) over (partition by x.tenant_id, x.key) end as first_ord,
                 j.action_id, j.state, j.input_sha256
             from unnest(p_items) with ordinality x
-            left join tenantry.journal j on j.tenant_id = x.tenant_id and j.idempotency_key = x.key
+            left join lateral (
+                select j.action_id, j.state, j.input_sha256 from tenantry.journal j
+                where j.tenant_id = x.tenant_id and j.idempotency_key = x.key
+                offset 0
+            ) j on true
         ) g;
     end if;
 

@@ -47,7 +47,12 @@ begin
             select distinct on (tenant_id, action_id) * from item where not skipped
             order by tenant_id, action_id, ordinality
         ) it
-        where j.tenant_id = it.tenant_id and j.action_id = it.action_id and j.state = 'begun'
+        cross join lateral (
+            select j.ctid as row_at from tenantry.journal j
+            where j.tenant_id = it.tenant_id and j.action_id = it.action_id
+            offset 0
+        ) found
+        where j.ctid = found.row_at and j.state = 'begun'
             and j.workspace_id = it.workspace and j.agent_id = it.agent
             and it.scope_run is not distinct from case when j.kind <> 'run' then j.run_id end
         returning it.ordinality as place, it.scope_run, it.labels, it.run_state,
@@ -60,7 +65,11 @@ begin
         select e.place, e.tenant_id, e.action_id, e.status, e.output_sha256,
             s.log_size + row_number() over (partition by e.tenant_id order by e.place) - 1 as log_position
         from ended e
-        join tenantry.scopes s on s.tenant_id = e.tenant_id and s.level = 0 and s.subject_id = e.tenant_id
+        cross join lateral (
+            select s.log_size from tenantry.scopes s
+            where s.tenant_id = e.tenant_id and s.level = 0 and s.subject_id = e.tenant_id
+            offset 0
+        ) s
     ),
     leaves as (
         insert into tenantry.log_leaves (tenant_id, position, action_id, phase, leaf)
@@ -68,8 +77,7 @@ begin
             tenantry.leaf_v1(p.tenant_id, p.log_position, p.action_id, 'settle', p.status, p.output_sha256)
         from placed p
     ),
-    -- Materialized, so that scopes are probed by their whole key and never by the tenant alone.
-    touched as materialized (
+    touched as (
         select e.*, t.level::smallint as level, t.subject_id
         from ended e
         cross join lateral (values (0, e.tenant_id), (1, e.workspace_id), (2, e.agent_id), (3, e.scope_run))
@@ -101,7 +109,7 @@ begin
             overrun_microusd = s.overrun_microusd + d.overrun_microusd
         from (
             select
-                s.tenant_id, s.level, s.subject_id,
+                s.row_at,
                 count(*) filter (where s.level = 0) as entries,
                 string_agg(e.labels, ',') filter (where s.level = 3 and e.labels <> '') as labels,
                 sum(e.concurrent_runs)::bigint as concurrent_runs,
@@ -121,15 +129,19 @@ begin
                 sum(greatest(e.used_tokens - e.model_tokens, 0))::bigint as overrun_tokens,
                 sum(greatest(e.used_microusd - e.cost_microusd, 0))::bigint as overrun_microusd
             from touched e
-            join tenantry.scopes s
-                on s.tenant_id = e.tenant_id and s.level = e.level and s.subject_id = e.subject_id
+            -- One probe by whole key: a lateral subquery with OFFSET is never flattened into a join.
+            cross join lateral (
+                select s.ctid as row_at, s.level, s.model_tokens_minute_window, s.day_window from tenantry.scopes s
+                where s.tenant_id = e.tenant_id and s.level = e.level and s.subject_id = e.subject_id
+                offset 0
+            ) s
             cross join lateral (
                 select s.model_tokens_minute_window = e.minute_window as minute,
                     s.level = 3 or s.day_window = e.day_window as day
             ) w
-            group by s.tenant_id, s.level, s.subject_id
+            group by s.row_at
         ) d
-        where s.tenant_id = d.tenant_id and s.level = d.level and s.subject_id = d.subject_id
+        where s.ctid = d.row_at
     )
     select it.ordinality::integer, case when it.skipped then 'skipped' when p.place is not null then 'settled' end,
         p.log_position
