@@ -74,7 +74,7 @@ BATCH: Final = load_statements("tenantry.gate", "statements.sql")["batch"]
 CLOCK: Final = SystemClock()
 
 
-def make_begin(tenant: TestTenant, run: str, **changes: Any) -> BeginItem:  # noqa: ANN401 - fields by name
+def make_begin(tenant: TestTenant, run: str, /, **changes: Any) -> BeginItem:  # noqa: ANN401 - fields by name
     """A plain read of a tool in a run; `changes` are fields. ``content`` decides its own digest."""
     content = changes.get("content", b"c" * 64)
     item = BeginItem(
