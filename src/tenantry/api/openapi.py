@@ -31,9 +31,9 @@ def openapi_document(endpoints: Iterable[Endpoint], *, version: str) -> bytes:
     table = list(endpoints)
     types = [kind for e in table for kind in (e.answer, e.body) if kind is not None]
     types += [e.query for e in table if e.query is not Query]
-    schemas, components = msgspec.json.schema_components(
-        types, schema_hook=_anything, ref_template=_TEMPLATE
-    )
+    # Told as parameters, one by one.
+    queries = {e.query.__name__ for e in table}
+    schemas, components = msgspec.json.schema_components(types, schema_hook=_anything, ref_template=_TEMPLATE)
     by_type = {id(kind): schema for kind, schema in zip(types, schemas, strict=True)}
     paths: dict[str, dict[str, Any]] = {}
     for endpoint in table:
@@ -46,7 +46,10 @@ def openapi_document(endpoints: Iterable[Endpoint], *, version: str) -> bytes:
             "info": {"title": "Tenantry control plane", "version": version},
             "paths": paths,
             "components": {
-                "schemas": {**components, "Problem": _PROBLEM},
+                "schemas": {
+                    **{name: schema for name, schema in components.items() if name not in queries},
+                    "Problem": _PROBLEM,
+                },
                 "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}},
             },
             "security": [{"key": []}],

@@ -73,12 +73,6 @@ class ReasonBody(Body, frozen=True):
     reason: str
 
 
-class SecretVersionAnswer(msgspec.Struct, frozen=True):
-    """The version that stands now."""
-
-    version: int
-
-
 class RevokedAnswer(msgspec.Struct, frozen=True):
     """How many versions were in force."""
 
@@ -205,7 +199,7 @@ async def put_secret(call: Call) -> object:
 
 async def rotate_secret(call: Call) -> object:
     """Give a secret a new value."""
-    version = await call.services.secrets.rotate(
+    return await call.services.secrets.rotate(
         call.principal,
         call.tenant_id,
         WorkspaceId(call.path["workspace_id"]),
@@ -213,7 +207,6 @@ async def rotate_secret(call: Call) -> object:
         call.body.value,
         overlap=call.body.overlap,
     )
-    return SecretVersionAnswer(version)
 
 
 async def revoke_secret(call: Call) -> object:
@@ -314,7 +307,7 @@ ENDPOINTS: Final[tuple[Endpoint, ...]] = (
     Endpoint("DELETE", f"{TENANT}/keys/{{key_id}}", revoke_key, None, status=204),
     Endpoint("GET", f"{TENANT}/secrets", list_secrets, page_of(Secrets.list_secrets), query=SecretQuery),
     Endpoint("PUT", SECRET, put_secret, answer_of(Secrets.put), body=SecretOrder),
-    Endpoint("POST", f"{SECRET}/rotate", rotate_secret, SecretVersionAnswer, body=RotateBody),
+    Endpoint("POST", f"{SECRET}/rotate", rotate_secret, answer_of(Secrets.rotate), body=RotateBody),
     Endpoint("POST", f"{SECRET}/revoke", revoke_secret, RevokedAnswer, body=RevokeBody),
     Endpoint("GET", f"{TENANT}/quotas", show_quotas, page_of(Quotas.show), query=MeterQuery),
     Endpoint(

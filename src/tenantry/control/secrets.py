@@ -85,8 +85,8 @@ class Secrets:
         value: str,
         *,
         overlap: bool,
-    ) -> int:
-        """A new value for the same use; its version. Errors: `NotFoundError`."""
+    ) -> PutSecret:
+        """A new value for the same use. Errors: `NotFoundError`."""
         require(principal, Right.SECRET_WRITE, tenant_id, workspace_id)
         async with await self._scopes.for_principal(principal, tenant_id) as scope:
             version = await rotate_secret(scope, workspace_id, name, SecretValue(value), overlap=overlap)
@@ -96,7 +96,7 @@ class Secrets:
                 target=_target(workspace_id, name),
                 detail={"version": version, "overlap": overlap},
             )
-        return version
+        return PutSecret(version, changed=True)
 
     async def revoke(
         self,

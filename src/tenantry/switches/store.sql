@@ -95,3 +95,20 @@ where s.tenant_id = $1 and (s.killed or s.frozen or s.mode <> 'normal' and (s.mo
     and (s.level < 3 or s.lease_expires_at > tenantry.now())
 order by s.level, s.subject_id
 limit $2
+
+-- name: remove_lapsed :exec
+-- A process that came back meanwhile stays. Cheap: the primary key.
+delete from tenantry.instances i
+where i.instance_id = $1 and i.lease_expires_at + interval '1 second' <= tenantry.now()
+
+-- name: confirm_late :exec
+-- Cheap: the last day of the history, which people make.
+update tenantry.switches s
+set confirmed_at = tenantry.now()
+where s.confirmed_at is null and s.requested_at between tenantry.now() - interval '1 day'
+        and tenantry.now() - interval '1 minute'
+    and s.switch_seq <= coalesce((
+        select min(i.acked_switch_seq)
+        from tenantry.instances i
+        where i.lease_expires_at + interval '1 second' > tenantry.now()
+    ), s.switch_seq)

@@ -6,6 +6,8 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable
 
+from tests.support.tenants import ROOT_KEY, TestTenant
+
 from tenantry.control.acknowledgements import Acknowledgements
 from tenantry.control.switches import Switches
 from tenantry.core.clock import SystemClock
@@ -17,7 +19,6 @@ from tenantry.storage.scope import Scopes
 from tenantry.switches.board import LiveKeys
 from tenantry.switches.guard import LiveAction
 from tenantry.switches.instance import Instance, LeaseTimes
-from tests.support.tenants import ROOT_KEY, TestTenant
 
 CLOCK = SystemClock()
 
@@ -85,5 +86,5 @@ class Stream:
 async def until(condition: Callable[[], bool], *, seconds: float = 5.0) -> None:
     """Wait, in small steps, for something that sends no signal."""
     async with asyncio.timeout(seconds):
-        while not condition():
+        while not condition():  # noqa: ASYNC110 - what is waited for sends no signal
             await asyncio.sleep(0.005)

@@ -5,10 +5,8 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from tests.integration.switches.support import CLOCK, Stream, control, instance, keys_of, until
-from tests.support.cluster import connect_as
+from tests.integration.switches.support import CLOCK, Stream, control, instance, keys_of
 from tests.support.fixtures import MakeTenant
-from tests.support.tenants import OPERATOR
 
 from tenantry.control.switches import SwitchOrder
 from tenantry.core.errors import LeaseLapsedError

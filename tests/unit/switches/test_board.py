@@ -5,7 +5,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tenantry.core.ids import AgentId, RunId, TenantId, WorkspaceId
-from tenantry.switches.board import AGENT, FLEET, RUN, RUN_LIFE_S, TENANT, WORKSPACE, LiveKeys, Switch, SwitchBoard
+from tenantry.switches.board import (
+    AGENT,
+    FLEET,
+    RUN,
+    RUN_LIFE_S,
+    TENANT,
+    WORKSPACE,
+    LiveKeys,
+    Switch,
+    SwitchBoard,
+)
 
 KEYS = LiveKeys(TenantId("acme"), WorkspaceId("support"), AgentId("triage"), RunId("run_1"))
 SUBJECTS = {FLEET: "", TENANT: "acme", WORKSPACE: "support", AGENT: "triage", RUN: "run_1"}
