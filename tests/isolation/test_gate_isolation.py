@@ -1,4 +1,4 @@
-"""Attackers on the gate: who may call its function, what it takes from whom, and what happens if a join forgets the tenant."""
+"""Attackers on the gate: who may call its function, what it takes from whom, and joins that forget the tenant."""
 
 from __future__ import annotations
 
@@ -31,8 +31,15 @@ GATE_FUNCTIONS: Final = (
     "ask_approval_v1",
     "refusal_detail_v1",
 )
-# Forgotten without a difference: which rows are locked beyond one's own, and what is only looked at to skip it.
-HARMLESS: Final = frozenset({"batch.sql"})
+# Forgotten without a difference: parts of lines, and why.
+HARMLESS: Final = {
+    "s.level = 0 and s.subject_id =": "at level tenant the subject is the tenant",
+    "j.idempotency_key = k.key": "sends the batch the item-by-item way, which looks again",
+    "count(distinct (it.tenant_id, it.key))": "likewise",
+    "begin.sql: where s.tenant_id = w.tenant_id and s.level = w.level": "likewise, for the count is off",
+}
+# What is locked, and what of it exists: no answer depends on a lock too many.
+LOCKS: Final = frozenset({"batch.sql"})
 
 
 @pytest.fixture
@@ -69,25 +76,32 @@ async def test_the_function_binds_what_it_is_given_and_so_the_batcher_is_the_gua
     item = make_begin(victim, run)
     async with Lanes.open(database) as lanes:
         scope = await lanes.scope(mine)
-        for call in (lambda: lanes.batcher.begin(scope.call("begin", item)), lambda: lanes.batcher.settle(scope.call("settle", make_settle(item)))):
+        for call in (
+            lambda: lanes.batcher.begin(scope.call("begin", item)),
+            lambda: lanes.batcher.settle(scope.call("settle", make_settle(item))),
+        ):
             with pytest.raises(TenantryError, match="another tenant"):
                 call()
         with pytest.raises(ScopeMisuseError):
             BoundCall(object(), victim.tenant_id, "main", "begin", item)  # type: ignore[arg-type]
         elsewhere = BoundCall(MAKER, victim.tenant_id, "another-shard", "begin", item)
         with pytest.raises(TenantryError, match="shard"):
-            lanes.batcher.begin(elsewhere)
+            _ = lanes.batcher.begin(elsewhere)
     assert await bench.journal(victim) == []
     assert await bench.begin(item) == ["allowed"], "the function itself asks nobody"
 
 
 @pytest.mark.invariant(2)
-async def test_the_binding_ends_with_the_call(bench: Bench, make_tenant: MakeTenant, database: DatabaseTarget) -> None:
+async def test_the_binding_ends_with_the_call(
+    bench: Bench, make_tenant: MakeTenant, database: DatabaseTarget
+) -> None:
     tenant = await make_tenant()
     run = await bench.open_run(tenant)
     connection = await connect_as(database, "tenantry_gate")
     try:
-        rows = await connection.fetch(BATCH.sql, *encode("ins_x", [], [make_begin(tenant, run)], skip_locked=False))
+        rows = await connection.fetch(
+            BATCH.sql, *encode("ins_x", [], [make_begin(tenant, run)], skip_locked=False)
+        )
         assert [row["code"] for row in rows] == ["allowed"]
         for table in ("scopes", "journal", "log_leaves"):
             with pytest.raises(asyncpg.InsufficientPrivilegeError, match="no tenant is bound"):
@@ -109,9 +123,14 @@ async def test_names_of_another_tenants_things_find_nothing(bench: Bench, make_t
         {"workspace": victim.tenant_id},
         {"agent": victim.tenant_id},
     ]
-    codes = await bench.begin(*(make_begin(mine, runs[0], **changes) for changes in hostile), quiet(victim, runs[1]))
+    codes = await bench.begin(
+        *(make_begin(mine, runs[0], **changes) for changes in hostile), quiet(victim, runs[1])
+    )
     assert codes == ["unknown_scope"] * 3 + ["denied"]
-    assert await bench.begin(make_begin(mine, runs[0], key=f"{runs[1]}/k"), quiet(victim, runs[1])) == ["allowed", "denied"]
+    assert await bench.begin(make_begin(mine, runs[0], key=f"{runs[1]}/k"), quiet(victim, runs[1])) == [
+        "allowed",
+        "denied",
+    ]
     stolen = make_settle(make_begin(mine, runs[0], action_id=theirs.action_id))
     settled, _ = await bench.batch([quiet(victim, runs[1])], [stolen])
     assert [r.code for r in settled] == ["unknown"]
@@ -137,20 +156,26 @@ async def test_two_tenants_alike_in_every_name_share_nothing(bench: Bench, make_
 @pytest.mark.invariant(12)
 async def test_a_join_that_forgets_the_tenant_is_found(fresh_database: DatabaseTarget) -> None:
     """Each statement of the gate, once without its tenant: the walk above must fail on every one."""
-    survivors = []
+    survivors, tried = [], 0
     real = sources()
     async with Bench.open(fresh_database) as bench:
         for name, line, text in mutants():
+            if any(part in f"{name}: {line}" for part in HARMLESS) or (
+                name in LOCKS and "(s_items" not in line
+            ):
+                continue
             try:
                 await bench.root.execute(text)
             except asyncpg.PostgresError:
                 continue  # does not even compile
+            tried += 1
             try:
                 pair = [await register_tenant(fresh_database, SystemClock()) for _ in range(2)]
                 await Crossing(bench, pair).walk()
-                survivors.append(f"{name}:{line}")
+                survivors.append(f"{name}: {line}")
             except (AssertionError, TenantryError, asyncpg.PostgresError):
                 pass
             finally:
                 await bench.root.execute(real[name])
-    assert [found for found in survivors if found.split(":")[0] not in HARMLESS] == []
+    assert tried >= 20
+    assert survivors == []

@@ -1,7 +1,7 @@
 """Two tenants whose every name is alike, taken through everything that begin and settle do, in shared batches.
 
-A statement that forgets `tenant_id` in one join gives one of them something of the other, and fails here. `mutants` makes
-such statements from the real ones.
+A statement that forgets `tenant_id` in one join gives one of them something of the other, and fails here. `mutants`
+makes such statements from the real ones.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from collections.abc import Iterator, Sequence
 from importlib import resources
 from typing import Any, Final
 
-import asyncpg
 import msgspec
 
 from tenantry.gate.calls import BeginItem, BeginResult
@@ -66,14 +65,22 @@ class Crossing:
             assert await self.bench.begin(item) == ["allowed"]
         one, two = await self._pair({"key": "k"}, {"key": "k2"})
         assert (one.code, two.code) == ("open", "allowed")
-        assert await self.bench.settle(
-            make_settle(made[1], output=b"of b" * 8), make_settle(made[0], "failed", output=b"of a" * 8)
-        ) == ["settled"] * 2
+        assert (
+            await self.bench.settle(
+                make_settle(made[1], output=b"of b" * 8), make_settle(made[0], "failed", output=b"of a" * 8)
+            )
+            == ["settled"] * 2
+        )
         for item, status in zip(made, ("failed", "ok"), strict=True):
             row = await self._row(item)
             assert (row["status"], row["content"]) == (status, item.tenant_id.encode())
         one, two = await self._pair({"key": "k"}, {"key": "k"})
-        assert (one.code, one.output, two.code, two.output) == ("recorded", b"of a" * 8, "recorded", b"of b" * 8)
+        assert (one.code, one.output, two.code, two.output) == (
+            "recorded",
+            b"of a" * 8,
+            "recorded",
+            b"of b" * 8,
+        )
         one, two = await self._pair({"key": "only"}, {})
         assert (one.code, two.code) == ("allowed", "allowed")
         one, two = await self._pair({}, {"key": "only"})
@@ -82,6 +89,10 @@ class Crossing:
         assert (one.code, two.code) == ("denied", "allowed")
         one, two = await self._pair({"key": "two"}, {"key": "two"})
         assert (one.code, two.code) == ("allowed", "allowed")
+        # And the same where the batch is gone through item by item.
+        shared = [make_begin(t, RUN, key="three") for t in (self.a, self.b)]
+        codes = await self.bench.begin(*shared, make_begin(self.a, RUN, allow=False))
+        assert codes == ["allowed", "allowed", "denied"]
         # An action of the other's is nobody's here.
         foreign, own = make_begin(self.b, RUN), make_begin(self.a, RUN)
         assert await self.bench.begin(foreign, own) == ["allowed"] * 2
@@ -91,7 +102,9 @@ class Crossing:
     async def _meters(self) -> None:
         """Rows of one name are two rows; what one has used leaves the other's as it was."""
         await self.bench.set_scope(self.b, 1, self.b.workspace_id, high_risk_day_limit=1)
-        items = [make_begin(self.a, RUN, high_risk=1) for _ in range(3)] + [make_begin(self.b, RUN, high_risk=1)]
+        items = [make_begin(self.a, RUN, high_risk=1) for _ in range(3)] + [
+            make_begin(self.b, RUN, high_risk=1)
+        ]
         for batch in (items[:3], items[3:], [make_begin(self.a, RUN, high_risk=1), make_begin(self.b, RUN)]):
             assert set(await self.bench.begin(*batch)) == {"allowed"}
         one, two = await self._pair({"high_risk": 1}, {"high_risk": 1})
@@ -102,7 +115,10 @@ class Crossing:
             assert found == {reserved}
         await self.bench.settle(make_settle(items[0], "void"), make_settle(items[3]))
         for tenant, reserved, used in ((self.a, 4, 0), (self.b, 0, 1)):
-            found = {(s["high_risk_day_reserved"], s["high_risk_day_used"]) for s in await self.bench.scopes(tenant)}
+            found = {
+                (s["high_risk_day_reserved"], s["high_risk_day_used"])
+                for s in await self.bench.scopes(tenant)
+            }
             assert found == {(reserved, used)}
 
     async def _refusals(self) -> None:
@@ -127,6 +143,8 @@ class Crossing:
         one, two = await self._pair(wants, wants)
         assert [r.code for r in (one, two)] == ["approval_required"] * 2
         await self._answer(self.a, "approved")
+        one, two = await self._pair({}, TOLD)
+        assert [r.code for r in (one, two)] == ["allowed", "approval_required"]
         one, two = await self._pair(TOLD, TOLD)
         assert [r.code for r in (one, two)] == ["allowed", "approval_required"]
         assert await self._states(self.a) == ["used"]
@@ -171,9 +189,11 @@ class Crossing:
         assert await self.bench.begin(*opened) == ["allowed"] * 2
         plain = make_begin(self.b, RUN)
         await self.bench.begin(plain)
-        assert await self.bench.settle(
-            make_settle(opened[0], run_state="succeeded"), make_settle(plain)
-        ) == ["settled"] * 2
+        assert await self.bench.settle(make_settle(opened[1])) == ["settled"]
+        assert (
+            await self.bench.settle(make_settle(opened[0], run_state="succeeded"), make_settle(plain))
+            == ["settled"] * 2
+        )
         states = await self.bench.root.fetch(
             "select state from tenantry.runs where tenant_id = any($1::text[]) order by tenant_id",
             [self.a.tenant_id, self.b.tenant_id],
@@ -217,7 +237,8 @@ class Crossing:
         try:
             async with foreign.transaction():
                 await foreign.execute(
-                    "select from tenantry.scopes where tenant_id = $1 and level = 2 for update", self.a.tenant_id
+                    "select from tenantry.scopes where tenant_id = $1 and level = 2 for update",
+                    self.a.tenant_id,
                 )
                 settled, begun = await self.bench.batch(
                     [make_begin(t, RUN, labels="pii") for t in (self.a, self.b)],
@@ -229,12 +250,14 @@ class Crossing:
         assert [r.code for r in settled] == ["skipped", "settled"]
         assert [r.code for r in begun] == ["skipped", "allowed"]
 
-    async def _row(self, item: BeginItem) -> asyncpg.Record:
+    async def _row(self, item: BeginItem) -> dict[str, Any]:
         row = await self.bench.root.fetchrow(
-            "select * from tenantry.journal where tenant_id = $1 and action_id = $2", item.tenant_id, item.action_id
+            "select * from tenantry.journal where tenant_id = $1 and action_id = $2",
+            item.tenant_id,
+            item.action_id,
         )
         assert row is not None
-        return row
+        return dict(row)
 
     async def _answer(self, tenant: TestTenant, state: str) -> None:
         await self.bench.root.execute(
@@ -266,16 +289,18 @@ def sources() -> dict[str, str]:
     return {name: (folder / name).read_text() for name in FILES}
 
 
-def mutants() -> Iterator[tuple[str, int, str]]:
-    """File, line and text of each file with one tenant forgotten."""
+def mutants() -> Iterator[tuple[str, str, str]]:
+    """Each file with one tenant forgotten: its name, the line as it was, its whole text as it is then."""
     for name, text in sources().items():
         for pattern in _FORGETS:
             for found in pattern.finditer(text):
-                instead = "1" if found.group().startswith(("e.", "it.", "x.")) and "=" not in found.group() else ""
+                instead = (
+                    "1" if found.group().startswith(("e.", "it.", "x.")) and "=" not in found.group() else ""
+                )
                 if found.group().endswith(", "):
                     instead = ""
                 yield (
                     name,
-                    text.count("\n", 0, found.start()) + 1,
+                    text.splitlines()[text.count("\n", 0, found.start())].strip(),
                     text[: found.start()] + instead + text[found.end() :],
                 )

@@ -1,7 +1,7 @@
 """The gate on a real database: single calls of its function, lanes and ledger, and the whole of it.
 
-`Bench` speaks `tenantry.batch_v1` as the batcher does and looks at the rows as the superuser; `Lanes` is a batcher with its
-ledger; `open_gate` is all six steps with an adapter that a test scripts.
+`Bench` speaks `tenantry.batch_v1` as the batcher does and looks at the rows as the superuser; `Lanes` is a batcher with
+its ledger; `GateBench` is all six steps with an adapter that a test scripts.
 """
 
 from __future__ import annotations
@@ -488,6 +488,13 @@ async def terminate_gate_backends(root: asyncpg.Connection[Any]) -> int:
             " where usename = 'tenantry_gate' and datname = current_database()"
         )
     )
+
+
+async def turns_until(true: Callable[[], bool]) -> None:
+    """Let everything else take its turns until `true` says so."""
+    async with asyncio.timeout(10):
+        while not true():  # noqa: ASYNC110 - it looks at what has no event
+            await asyncio.sleep(0)
 
 
 async def gather_all(*work: Awaitable[Any]) -> list[Any]:

@@ -1,7 +1,7 @@
 """The gate's begin and settle in plain Python, one item after the other: what the functions must agree with.
 
-Written from DESIGN §3, not from the SQL: settlements first, then intents in order; an intent is all or nothing over every
-meter of every level; a refusal consumes nothing but the journal bytes of what is kept of it.
+Written from DESIGN §3, not from the SQL: settlements first, then intents in order; an intent is all or nothing over
+every meter of every level; a refusal consumes nothing but the journal bytes of what is kept of it.
 """
 
 from __future__ import annotations
@@ -198,7 +198,7 @@ class MeterModel:
     ) -> tuple[list[str], list[Answer]]:
         """One call of the gate's function."""
         first: set[tuple[str, str]] = set()
-        settled = [self._settle(now_us, item, first) for item in settles]
+        settled = [self._settle(item, first) for item in settles]
         for settle in settles:
             self._end_run(now_us, settle)
         answers: list[Answer] = []
@@ -360,7 +360,7 @@ class MeterModel:
         log.append(leaf(tenant, len(log), action_id, phase, word, digest))
         return len(log) - 1
 
-    def _settle(self, now_us: int, item: SettleItem, first: set[tuple[str, str]]) -> str:
+    def _settle(self, item: SettleItem, first: set[tuple[str, str]]) -> str:
         action = self.actions.get((item.tenant_id, item.action_id))
         if action is None:
             return "unknown"
@@ -368,10 +368,15 @@ class MeterModel:
         # Of several in one batch the first one speaks, right or wrong.
         repeated = (item.tenant_id, item.action_id) in first
         first.add((item.tenant_id, item.action_id))
-        if repeated or action.state != "begun" or (item.workspace, item.agent, item.scope_run) != (
-            begun.workspace,
-            begun.agent,
-            begun.scope_run,
+        if (
+            repeated
+            or action.state != "begun"
+            or (item.workspace, item.agent, item.scope_run)
+            != (
+                begun.workspace,
+                begun.agent,
+                begun.scope_run,
+            )
         ):
             return "already"
         void = item.status == "void"

@@ -1,7 +1,8 @@
 """Step 3, begin: one round trip that decides, reserves and journals the intent; and what its answer means.
 
 A decision made under another policy version, or without a label that the run has got meanwhile, is not begun: facts are
-loaded again and policy decides again, `STALE_PASSES_MAX` times at most. Whoever holds the key is waited for as long as `OPEN_WAIT_S`.
+loaded again and policy decides again, `STALE_PASSES_MAX` times at most. Whoever holds the key is waited for as long as
+`OPEN_WAIT_S`.
 """
 
 from __future__ import annotations

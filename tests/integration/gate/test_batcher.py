@@ -19,6 +19,7 @@ from tests.support.gates import (
     make_model_begin,
     make_settle,
     reserved_of,
+    turns_until,
 )
 
 from tenantry.core.errors import StorageUnavailableError, TenantryError
@@ -80,7 +81,10 @@ async def test_a_poisoned_item_fails_alone(
     good = [make_begin(t, run) for t, run in zip((hostile, quiet), runs, strict=True) for _ in range(3)]
     bad = make_begin(hostile, runs[0], **POISON[poison])
     results = await gather_all(
-        *(begin(lanes, hostile if item.tenant_id == hostile.tenant_id else quiet, item) for item in [*good[:2], bad, *good[2:]])
+        *(
+            begin(lanes, hostile if item.tenant_id == hostile.tenant_id else quiet, item)
+            for item in [*good[:2], bad, *good[2:]]
+        )
     )
     failed = results.pop(2)
     assert isinstance(failed, StatementError), failed
@@ -136,9 +140,7 @@ async def test_a_foreign_lock_holds_up_its_own_tenant_only(
             await foreign.execute(
                 "select from tenantry.scopes where tenant_id = $1 and level = 0 for update", held.tenant_id
             )
-            waiting = [
-                asyncio.create_task(begin(lanes, held, make_begin(held, runs[1]))) for _ in range(5)
-            ]
+            waiting = [asyncio.create_task(begin(lanes, held, make_begin(held, runs[1]))) for _ in range(5)]
             took = []
             for _ in range(20):
                 started = asyncio.get_running_loop().time()
@@ -157,7 +159,11 @@ async def test_a_foreign_lock_holds_up_its_own_tenant_only(
 
 
 async def test_a_held_fleet_row_ends_in_an_honest_error(
-    bench: Bench, lanes: Lanes, make_tenant: MakeTenant, database: DatabaseTarget, monkeypatch: pytest.MonkeyPatch
+    bench: Bench,
+    lanes: Lanes,
+    make_tenant: MakeTenant,
+    database: DatabaseTarget,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("tenantry.gate.batch.BEGIN_PATIENCE_S", 0.3)
     tenant = await make_tenant()
@@ -221,9 +227,10 @@ async def test_whoever_waits_is_told_when_the_gate_closes(
         async with foreign.transaction(), Lanes.open(database) as lanes:
             await foreign.execute("select from tenantry.fleet_scope for update")
             scope = await lanes.scope(tenant)
-            waiting = [asyncio.create_task(lanes.ledger.begin(scope, make_begin(tenant, run))) for _ in range(50)]
-            while not lanes.batcher._main_connection._busy:
-                await asyncio.sleep(0)
+            waiting = [
+                asyncio.create_task(lanes.ledger.begin(scope, make_begin(tenant, run))) for _ in range(50)
+            ]
+            await turns_until(lambda: lanes.batcher._main_connection._busy)
             await lanes.batcher.close()
             results = await asyncio.wait_for(gather_all(*waiting), 2.0)
             assert {type(result) for result in results} == {StorageUnavailableError}
@@ -233,14 +240,20 @@ async def test_whoever_waits_is_told_when_the_gate_closes(
         await foreign.close()
 
 
+@pytest.mark.parametrize(
+    "rounds", [100, pytest.param(1_000, marks=[pytest.mark.soak, pytest.mark.timeout(300)])]
+)
 async def test_two_batchers_in_opposite_orders_never_deadlock(
-    bench: Bench, database: DatabaseTarget, make_tenant: MakeTenant
+    bench: Bench, database: DatabaseTarget, make_tenant: MakeTenant, rounds: int
 ) -> None:
     tenants = [await make_tenant() for _ in range(4)]
     runs = [await bench.open_run(t) for t in tenants]
-    async with Lanes.open(database, instance_id="ins_1") as one, Lanes.open(database, instance_id="ins_2") as two:
+    async with (
+        Lanes.open(database, instance_id="ins_1") as one,
+        Lanes.open(database, instance_id="ins_2") as two,
+    ):
 
-        async def storm(lanes: Lanes, order: list[int], rounds: int) -> int:
+        async def storm(lanes: Lanes, order: list[int]) -> int:
             scopes = [await lanes.scope(t) for t in tenants]
             done = 0
             for _ in range(rounds):
@@ -255,9 +268,9 @@ async def test_two_batchers_in_opposite_orders_never_deadlock(
 
         deadlocks = "select deadlocks from pg_stat_database where datname = current_database()"
         before = await bench.root.fetchval(deadlocks)
-        done = await asyncio.gather(storm(one, [0, 1, 2, 3], 100), storm(two, [3, 2, 1, 0], 100))
+        done = await asyncio.gather(storm(one, [0, 1, 2, 3]), storm(two, [3, 2, 1, 0]))
         await asyncio.gather(one.ledger.drain(10.0), two.ledger.drain(10.0))
-        assert done == [400, 400]
+        assert tuple(done) == (rounds * 4, rounds * 4)
         await bench.root.execute("select pg_stat_clear_snapshot()")
         assert await bench.root.fetchval(deadlocks) == before
     for tenant in tenants:

@@ -6,7 +6,15 @@ import hashlib
 
 import pytest
 from tests.support.fixtures import MakeTenant
-from tests.support.gates import Bench, check_log, make_begin, make_model_begin, make_settle, over_limit, reserved_of
+from tests.support.gates import (
+    Bench,
+    check_log,
+    make_begin,
+    make_model_begin,
+    make_settle,
+    over_limit,
+    reserved_of,
+)
 
 DIGEST = hashlib.sha256(b"digest").digest()
 
@@ -32,13 +40,17 @@ async def test_an_approval_does_not_open_a_killed_scope(bench: Bench, make_tenan
     await bench.set_scope(tenant, 2, tenant.agent_id, mode="approvals_only")
     item = make_begin(tenant, run, risk=2)
     assert await bench.begin(item) == ["approval_required"]
-    await bench.root.execute("update tenantry.approvals set state = 'approved' where tenant_id = $1", tenant.tenant_id)
+    await bench.root.execute(
+        "update tenantry.approvals set state = 'approved' where tenant_id = $1", tenant.tenant_id
+    )
     await bench.set_scope(tenant, 2, tenant.agent_id, killed=True)
     assert await bench.begin(make_begin(tenant, run, risk=2)) == ["suspended"]
 
 
 @pytest.mark.invariant(3)
-async def test_a_refusal_keeps_content_only_within_the_journal_budget(bench: Bench, make_tenant: MakeTenant) -> None:
+async def test_a_refusal_keeps_content_only_within_the_journal_budget(
+    bench: Bench, make_tenant: MakeTenant
+) -> None:
     tenant = await make_tenant(limits={"journal_bytes_limit": 1_000})
     run = await bench.open_run(tenant)
     large = [make_begin(tenant, run, allow=False, content=b"x" * 700) for _ in range(3)]
@@ -53,7 +65,9 @@ async def test_a_refusal_keeps_content_only_within_the_journal_budget(bench: Ben
 
 
 @pytest.mark.invariant(3)
-@pytest.mark.parametrize("column", ["model_tokens", "cost_microusd", "tool_calls", "high_risk", "concurrent_runs"])
+@pytest.mark.parametrize(
+    "column", ["model_tokens", "cost_microusd", "tool_calls", "high_risk", "concurrent_runs"]
+)
 async def test_mixed_demand_is_summed_whichever_way_the_batch_goes(
     bench: Bench, make_tenant: MakeTenant, column: str
 ) -> None:
@@ -85,7 +99,9 @@ async def test_a_voided_action_frees_its_key(bench: Bench, make_tenant: MakeTena
 
 
 @pytest.mark.invariant(5)
-async def test_a_key_voided_in_the_batch_that_asks_again_is_free(bench: Bench, make_tenant: MakeTenant) -> None:
+async def test_a_key_voided_in_the_batch_that_asks_again_is_free(
+    bench: Bench, make_tenant: MakeTenant
+) -> None:
     tenant = await make_tenant()
     run = await bench.open_run(tenant)
     first = make_begin(tenant, run, key="k")
@@ -105,7 +121,8 @@ async def test_an_approval_that_ran_out_is_asked_for_anew(bench: Bench, make_ten
         assert result.code == "approval_required" and result.detail is not None
         asked.append(result.detail["approval_id"])
         await bench.root.execute(
-            "update tenantry.approvals set state = $2, expires_at = tenantry.now() - interval '1 s' where approval_id = $1",
+            "update tenantry.approvals set state = $2, expires_at = tenantry.now() - interval '1 s'"
+            " where approval_id = $1",
             asked[-1],
             state,
         )
@@ -123,8 +140,12 @@ async def test_an_approval_is_used_once_and_the_second_is_asked_a_new_one(
     wants = {"risk": 2, "approvers": "approver"}
     _, (first, same) = await bench.batch([make_begin(tenant, run, **wants), make_begin(tenant, run, **wants)])
     assert first.detail is not None and first.detail == same.detail
-    await bench.root.execute("update tenantry.approvals set state = 'approved' where tenant_id = $1", tenant.tenant_id)
-    _, (allowed, refused) = await bench.batch([make_begin(tenant, run, **wants), make_begin(tenant, run, **wants)])
+    await bench.root.execute(
+        "update tenantry.approvals set state = 'approved' where tenant_id = $1", tenant.tenant_id
+    )
+    _, (allowed, refused) = await bench.batch(
+        [make_begin(tenant, run, **wants), make_begin(tenant, run, **wants)]
+    )
     assert (allowed.code, refused.code) == ("allowed", "approval_required")
     assert refused.detail is not None
     assert refused.detail["approval_id"] != first.detail["approval_id"]
@@ -135,9 +156,13 @@ async def test_a_refused_action_does_not_use_its_approval_up(bench: Bench, make_
     run = await bench.open_run(tenant)
     item = make_begin(tenant, run, risk=2, approvers="approver", tool_calls=0)
     assert await bench.begin(item) == ["approval_required"]
-    await bench.root.execute("update tenantry.approvals set state = 'approved' where tenant_id = $1", tenant.tenant_id)
+    await bench.root.execute(
+        "update tenantry.approvals set state = 'approved' where tenant_id = $1", tenant.tenant_id
+    )
     assert await bench.begin(make_begin(tenant, run, risk=2, approvers="approver")) == ["budget_exceeded"]
-    assert await bench.begin(make_begin(tenant, run, risk=2, approvers="approver", tool_calls=0)) == ["allowed"]
+    assert await bench.begin(make_begin(tenant, run, risk=2, approvers="approver", tool_calls=0)) == [
+        "allowed"
+    ]
 
 
 @pytest.mark.parametrize("column", ["attempt", "lease_expires_at"])
@@ -161,7 +186,11 @@ async def test_a_rate_that_is_set_later_knows_nothing_of_the_time_without_one(
     for _ in range(3):
         await bench.begin(*(make_begin(tenant, run) for _ in range(10)))
     await bench.root.execute(put, tenant.tenant_id, '{"requests_per_minute": 60, "requests_burst": 2}')
-    assert await bench.begin(*(make_begin(tenant, run) for _ in range(3))) == ["allowed", "allowed", "throttled"]
+    assert await bench.begin(*(make_begin(tenant, run) for _ in range(3))) == [
+        "allowed",
+        "allowed",
+        "throttled",
+    ]
     await bench.root.execute(put, tenant.tenant_id, '{"requests_burst": 2}')
     assert await bench.begin(*(make_begin(tenant, run) for _ in range(3))) == ["allowed"] * 3
 
@@ -220,7 +249,9 @@ async def test_a_bill_below_zero_takes_nothing_off_a_meter(bench: Bench, make_te
 
 
 @pytest.mark.invariant(3)
-async def test_a_bill_above_the_bound_goes_to_the_overrun_and_blocks(bench: Bench, make_tenant: MakeTenant) -> None:
+async def test_a_bill_above_the_bound_goes_to_the_overrun_and_blocks(
+    bench: Bench, make_tenant: MakeTenant
+) -> None:
     tenant = await make_tenant(limits={"model_tokens_day_limit": 1_000})
     run = await bench.open_run(tenant)
     begun = make_model_begin(tenant, run, tokens=1_000)
@@ -232,7 +263,9 @@ async def test_a_bill_above_the_bound_goes_to_the_overrun_and_blocks(bench: Benc
     assert refused.code == "budget_exceeded" and refused.detail is not None
     assert refused.detail["meter"] == "overrun"
     assert tool.code == "allowed"
-    kinds = await bench.root.fetch("select kind from tenantry.incidents where tenant_id = $1", tenant.tenant_id)
+    kinds = await bench.root.fetch(
+        "select kind from tenantry.incidents where tenant_id = $1", tenant.tenant_id
+    )
     assert [row["kind"] for row in kinds] == ["provider_overrun"]
 
 
@@ -242,7 +275,9 @@ async def test_a_run_being_opened_shifts_nobody_elses_scopes(bench: Bench, make_
     opener, other = await make_tenant(), await make_tenant(limits={"tool_calls_day_limit": 1})
     run = await bench.open_run(other)
     spec = '{"mode": "attached", "deadline_at": "2099-01-01T00:00:00Z", "envelope": "", "limits": {}}'
-    opening = make_begin(opener, f"wr_{opener.tenant_id}", scope_run=None, kind="run", concurrent_runs=1, run_spec=spec)
+    opening = make_begin(
+        opener, f"wr_{opener.tenant_id}", scope_run=None, kind="run", concurrent_runs=1, run_spec=spec
+    )
     items = [opening, *(make_begin(other, run) for _ in range(2)), make_begin(other, run, allow=False)]
     assert await bench.begin(*items) == ["allowed", "allowed", "budget_exceeded", "denied"]
     assert not over_limit(await bench.scope(other, 0))
@@ -255,7 +290,10 @@ async def test_a_clock_set_back_counts_nothing_away(bench: Bench, make_tenant: M
     run = await bench.open_run(tenant)
     await bench.begin(make_model_begin(tenant, run, tokens=100))
     row = await bench.scope(tenant, 0)
-    ahead = {"day_window": row["day_window"] + 86_400, "model_tokens_minute_window": row["model_tokens_minute_window"] + 86_400}
+    ahead = {
+        "day_window": row["day_window"] + 86_400,
+        "model_tokens_minute_window": row["model_tokens_minute_window"] + 86_400,
+    }
     await bench.set_scope(tenant, 0, tenant.tenant_id, **ahead)
     for items in ([make_begin(tenant, run)], [make_begin(tenant, run), make_begin(tenant, run, allow=False)]):
         assert (await bench.begin(*items))[0] == "allowed"

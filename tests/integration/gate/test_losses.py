@@ -1,4 +1,4 @@
-"""Callers that go away and connections that are lost, at any moment: nothing leaks, nothing is done twice, nothing unbegun."""
+"""Callers that go away and connections that are lost, at any moment: nothing leaks, nothing is done twice."""
 
 from __future__ import annotations
 
@@ -83,7 +83,8 @@ async def test_callers_of_the_ledger_cancelled_anywhere(
     for _ in range(10):
         tasks = [asyncio.create_task(caller()) for _ in range(30)]
         cancels = [
-            asyncio.create_task(cancel_after(task, chance.random() * 0.03, chance.randrange(3))) for task in tasks
+            asyncio.create_task(cancel_after(task, chance.random() * 0.03, chance.randrange(3)))
+            for task in tasks
         ]
         results = await asyncio.gather(*tasks, return_exceptions=True)
         await asyncio.gather(*cancels)
@@ -119,7 +120,8 @@ async def test_callers_of_the_gate_cancelled_anywhere(
             action = gate.action(key=chance.choice([None, f"k{chance.randrange(30)}"]), write=True)
             tasks.append(asyncio.create_task(gate.gate.act(chance.choice(contexts), action, ignore)))
         cancels = [
-            asyncio.create_task(cancel_after(task, chance.random() * 0.06, chance.randrange(4))) for task in tasks
+            asyncio.create_task(cancel_after(task, chance.random() * 0.06, chance.randrange(4)))
+            for task in tasks
         ]
         results = await asyncio.gather(*tasks, return_exceptions=True)
         await asyncio.gather(*cancels)
@@ -204,7 +206,7 @@ async def test_a_cancelled_perform_that_takes_its_time_is_waited_for(
     context = await gate.open_run(tenant)
     started, closing, closed = asyncio.Event(), asyncio.Event(), asyncio.Event()
 
-    async def stubborn(call: AdapterCall, emit: Emit) -> Outcome:
+    async def stubborn(_call: AdapterCall, _emit: Emit) -> Outcome:
         try:
             started.set()
             await asyncio.Event().wait()
@@ -235,7 +237,7 @@ async def test_a_door_that_fails_at_its_first_word_leaks_nothing(
 ) -> None:
     class Broken(GoneDoor):
         def begun(self, timings: Timings, /) -> None:
-            raise ConnectionResetError
+            raise ConnectionResetError(timings)
 
     tenant = await make_tenant()
     await gate.register(tenant)
@@ -268,13 +270,13 @@ async def test_a_key_open_in_another_gateway_is_waited_for_and_then_unknown(
 
 @pytest.mark.invariant(5)
 async def test_what_was_never_sent_may_be_tried_again_under_its_key(
-    bench: Bench, gate: GateBench, make_tenant: MakeTenant
+    gate: GateBench, make_tenant: MakeTenant
 ) -> None:
     tenant = await make_tenant()
     await gate.register(tenant)
     context = await gate.open_run(tenant)
 
-    async def unreachable(call: AdapterCall, emit: Emit) -> Outcome:
+    async def unreachable(_call: AdapterCall, _emit: Emit) -> Outcome:
         raise UpstreamError("nobody there", sent=False)
 
     gate.adapter.script = unreachable

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import datetime as dt
+import itertools
 import multiprocessing
 from collections import Counter
 from collections.abc import AsyncIterator
@@ -18,6 +19,7 @@ from tests.support.gates import (
     Bench,
     Lanes,
     check_log,
+    make_begin,
     make_settle,
     over_limit,
     reserved_of,
@@ -109,7 +111,10 @@ async def test_right_after_a_window_ended_the_new_one_covers_as_many(
                 await opened[0].ledger.settle(await opened[0].scope(tenant), make_settle(item))
             late = allowed
             scope = await bench.scope(tenant, 0)
-            assert (scope["model_tokens_day_used"], scope["model_tokens_day_reserved"]) == (0, COVERED * TOKENS)
+            assert (scope["model_tokens_day_used"], scope["model_tokens_day_reserved"]) == (
+                0,
+                COVERED * TOKENS,
+            )
             assert scope["model_inflight_reserved"] == COVERED
 
 
@@ -152,3 +157,26 @@ async def test_a_gauge_and_a_rate_let_exactly_as_many_through(
     await bench.set_scope(tenant, 1, tenant.workspace_id, **columns)
     codes, _ = await storm([lanes], tenant, run)
     assert codes == {"allowed": COVERED, "throttled": CALLS - COVERED}
+
+
+@pytest.mark.invariant(3)
+async def test_plain_calls_of_several_gateways_share_one_budget(
+    bench: Bench, database: DatabaseTarget, make_tenant: MakeTenant
+) -> None:
+    """One in flight a gateway: each is the plain call, and each waits for the others' row locks."""
+    tenant = await make_tenant(limits={"tool_calls_day_limit": 50})
+    run = await bench.open_run(tenant)
+    async with contextlib.AsyncExitStack() as stack:
+        opened = [await stack.enter_async_context(Lanes.open(database)) for _ in range(3)]
+
+        async def one_by_one(lanes: Lanes) -> list[str]:
+            scope = await lanes.scope(tenant)
+            return [(await lanes.ledger.begin(scope, make_begin(tenant, run))).code for _ in range(40)]
+
+        async with sampling(bench, tenant):
+            told = await asyncio.gather(*map(one_by_one, opened))
+    codes = Counter(itertools.chain.from_iterable(told))
+    assert codes == {"allowed": 50, "budget_exceeded": 70}
+    for scope in await bench.scopes(tenant):
+        assert scope["tool_calls_day_reserved"] == 50
+    assert await check_log(bench.root, tenant.tenant_id) == 120
