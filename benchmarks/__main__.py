@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import cProfile
 import pstats
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -96,4 +97,6 @@ def _in_words(figure: Figure, *, with_machine: bool) -> str:
 
 
 if __name__ == "__main__":
+    # So that a run that is ended takes its cluster and its folders with it.
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     sys.exit(main())
