@@ -1,4 +1,4 @@
-"""One process a shard runs the background jobs: whoever holds an advisory lock on a connection of its own.
+"""One process a shard runs the background jobs: whoever holds an advisory lock, with its reserved connection.
 
 The lock ends with the connection, so a leader that dies is followed at once. Two leaders for a moment do no
 harm: every job is idempotent, and the gate settles an action once.
@@ -14,7 +14,7 @@ from tenantry.storage.statements import Statement, load_statements
 
 
 class Leader:
-    """The lease. `connection` serves nothing else."""
+    """The lease; it lasts as long as the session of `connection` does."""
 
     def __init__(self, connection: ControlConnection) -> None:
         self._connection = connection

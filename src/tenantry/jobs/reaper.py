@@ -54,7 +54,7 @@ class Reaper:
         """One look; how many actions were settled. Errors: `StorageUnavailableError`; the next look goes on."""
         settled = 0
         for row in await self._gone():
-            settled += await self._reap(row["instance_id"], row["oldest_open_at"])
+            settled += await self._reap(row["instance_id"], row["oldest_open_at"], dt.timedelta())
             await self._connection.execute(self._leases["remove_lapsed"], row["instance_id"])
         if self._clock.monotonic() - self._orphans_at >= ORPHANS_EACH_S:
             settled += await self._reap_orphans()
@@ -75,14 +75,14 @@ class Reaper:
                 gone.append(row)
         return gone
 
-    async def _reap(self, instance_id: str, oldest_open_at: dt.datetime) -> int:
-        """Settle all that a process has open, a batch at a time."""
+    async def _reap(self, instance_id: str, oldest_open_at: dt.datetime, age: dt.timedelta) -> int:
+        """Settle all that a process has open and began at least so long ago, a batch at a time."""
         settled = 0
         for _ in range(ROUNDS_MAX):
             platform = self._scopes.platform(reason="settle what a lost process began", operator="job:reaper")
             async with platform:
                 rows = await platform.fetch_all(
-                    self._statements["list_begun"], instance_id, oldest_open_at, BATCH
+                    self._statements["list_begun"], instance_id, oldest_open_at, age, BATCH
                 )
             for row in rows:
                 await self._post(row)
@@ -95,7 +95,10 @@ class Reaper:
         platform = self._scopes.platform(reason="settle what unknown processes began", operator="job:reaper")
         async with platform:
             rows = await platform.fetch_all(self._statements["list_orphans"], ORPHANS_WITHIN, ORPHANS_AFTER)
-        return sum([await self._reap(row["instance_id"], row["oldest_open_at"]) for row in rows])
+        settled = 0
+        for row in rows:
+            settled += await self._reap(row["instance_id"], row["oldest_open_at"], ORPHANS_AFTER)
+        return settled
 
     async def _post(self, row: Row) -> None:
         """At the bound: what was reserved is what may have been used."""
