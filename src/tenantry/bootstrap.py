@@ -43,6 +43,8 @@ from tenantry.identity.keys import ApiKeys
 from tenantry.identity.limiter import FailedAuthLimiter
 from tenantry.identity.operator_keys import ensure_operator_key
 from tenantry.identity.tokens import RunTokens
+from tenantry.jobs.background import background_jobs
+from tenantry.jobs.runner import Jobs
 from tenantry.settings import Settings
 from tenantry.storage.database import DatabaseTarget, PoolSizes, Shard
 from tenantry.storage.directory import Directory
@@ -54,7 +56,7 @@ from tenantry.switches.instance import Instance
 from tenantry.telemetry.logs import get_logger
 
 GATEWAY_POOLS: Final = PoolSizes(gate=2, app=4, control=1)
-CONTROL_POOLS: Final = PoolSizes(gate=1, app=6, platform=2, control=3)
+CONTROL_POOLS: Final = PoolSizes(gate=2, app=6, platform=2, control=4)
 CONTROL_DRAIN_S: Final = 5
 CLOSE_S: Final = 5.0
 LOOPBACK: Final = frozenset({"127.0.0.1", "::1", "localhost"})
@@ -208,13 +210,7 @@ class Gateway:
         scopes = Scopes(shard, clock)
         tokens = RunTokens.from_file(self._installation.run_token_key, clock)
         keys = ApiKeys(scopes, Directory(shard), clock)
-        self._batcher = Batcher(
-            await shard.gate_connection(),
-            await shard.gate_connection(),
-            shard_id=shard.shard_id,
-            instance_id=instance.instance_id,
-            clock=clock,
-        )
+        self._batcher = await make_batcher(shard, instance, clock)
         self._ledger = Ledger(self._batcher, clock)
         instance.report_open(self._ledger.oldest_open_age_s)
         self._adapters = Adapters(clock)
@@ -222,7 +218,7 @@ class Gateway:
         views, labels = Views(), KnownLabels()
         begin = Begin(self._ledger, views, labels, clock)
         gate = Gate(
-            Identify(tokens, scopes, views, labels),
+            Identify(tokens, scopes, views, clock),
             begin,
             FetchCredential(Broker(clock)),
             Perform(self._adapters, instance, clock),
@@ -290,6 +286,7 @@ class Control:
     def __init__(self, spec: ChildSpec, settings: Settings, clock: Clock, shard: Shard) -> None:
         self._listeners = [socket.socket(fileno=fd) for fd in spec.listeners]
         self._name = spec.name
+        self._installation = Installation(settings.data.expanduser().absolute())
         self._settings = settings
         self._clock = clock
         self._shard = shard
@@ -306,11 +303,10 @@ class Control:
 
     async def _compose(self) -> None:
         shard, clock = self._shard, self._clock
-        self._instance = Instance(
-            await shard.control_connection(), clock, role="control", address=self._name
-        )
+        self._instance = Instance(await shard.control_connection(), clock, role="control", address=self._name)
         services = await Services.open(shard, clock, instance_id=self._instance.instance_id)
-        metrics, answers = Metrics(), Answers(clock)
+        self._jobs = await self._make_jobs()
+        metrics, answers = Metrics(self._jobs.lags), Answers(clock)
         # The port is anybody's who can reach it; the socket is this user's, and the gateways'.
         self._apps = [
             ControlApp(
@@ -324,7 +320,27 @@ class Control:
             )
             for hosts in (allowed_hosts(self._settings), None)
         ]
+        self._batcher.start()
         await self._instance.start()
+        self._jobs.start()
+
+    async def _make_jobs(self) -> Jobs:
+        """The jobs settle and end runs as the gate does, over a ledger of this process's own."""
+        shard, clock, instance = self._shard, self._clock, self._instance
+        self._batcher = await make_batcher(shard, instance, clock)
+        self._ledger = Ledger(self._batcher, clock)
+        instance.report_open(self._ledger.oldest_open_age_s)
+        scopes, views = Scopes(shard, clock), Views()
+        tokens = RunTokens.from_file(self._installation.run_token_key, clock)
+        begin = Begin(self._ledger, views, KnownLabels(), clock)
+        runs = Runs(scopes, views, begin, self._ledger, tokens, clock)
+        return await background_jobs(
+            shard,
+            clock,
+            settle=self._ledger.settle,
+            close_run=runs.close,
+            on_fault=lambda job, error: self._log.error("a job failed", job=job, exc_info=error),
+        )
 
     async def serve(self, stop: asyncio.Event, started: asyncio.Event) -> None:
         """Serve until `stop`, or until this process can follow the switches no longer, which it raises."""
@@ -343,12 +359,26 @@ class Control:
             followed.cancel()
 
     async def close(self) -> None:
-        """Give the lease back, close every connection."""
+        """Stop the jobs, give the lease back, close every connection."""
+        await self._jobs.stop()
+        await self._ledger.drain(CLOSE_S)
         await self._instance.stop()
+        await self._batcher.close()
         await self._shard.close()
 
     def _report(self, error: Exception, request_id: str) -> None:
         self._log.error("a fault nobody foresaw", request_id=request_id, exc_info=error)
+
+
+async def make_batcher(shard: Shard, instance: Instance, clock: Clock) -> Batcher:
+    """The group commit of one process, on both of its gate connections; not yet started."""
+    return Batcher(
+        await shard.gate_connection(),
+        await shard.gate_connection(),
+        shard_id=shard.shard_id,
+        instance_id=instance.instance_id,
+        clock=clock,
+    )
 
 
 def door_limits(settings: Settings) -> DoorLimits:
