@@ -1,6 +1,6 @@
 """Prometheus metrics of the control plane; no label names a tenant.
 
-A scrape reads the database once. `docs/reference/metrics.md` lists them.
+A scrape reads the database once.
 """
 
 from __future__ import annotations

@@ -78,7 +78,7 @@ async def put_secret(
     Cost: two statements, a third when anything differs. Errors: `InvalidInputError` that names the field.
     """
     wanted = check_declaration(declaration)
-    newest = await _lock(scope, wanted.workspace_id, wanted.name)
+    newest = await _lock(scope, wanted.workspace_id, wanted.name, creates=True)
     if newest is not None and newest.sealed is not None:
         held = _open(scope, wanted, newest.version, newest.sealed)
         same = (newest.system, newest.agent_classes, newest.capability) == (
@@ -190,12 +190,14 @@ def _known(name: str) -> WorkspaceId:
         raise NotFoundError("there is no such secret") from None
 
 
-async def _lock(scope: TenantScope, workspace_id: WorkspaceId, name: str) -> StoredSecret | None:
+async def _lock(
+    scope: TenantScope, workspace_id: WorkspaceId, name: str, *, creates: bool = False
+) -> StoredSecret | None:
     locked = await scope.fetch_one(_statements()["lock_for_secret"], scope.tenant_id, workspace_id)
     if locked is None:
         raise NotFoundError("there is no such tenant")
     newest = await find_newest(scope, workspace_id, name)
-    if newest is None and not locked["workspace_stands"]:
+    if newest is None and creates and not locked["workspace_stands"]:
         raise InvalidInputError("no workspace of that name is declared", path="$.workspace_id")
     return newest
 
