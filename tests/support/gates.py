@@ -431,7 +431,7 @@ class GateBench:
             views, labels = Views(), KnownLabels()
             begin = Begin(lanes.ledger, views, labels, clock)
             gate = Gate(
-                Identify(tokens, lanes.scopes, views, labels),
+                Identify(tokens, lanes.scopes, views, clock),
                 begin,
                 FetchCredential(Broker(clock)),
                 Perform(adapter, instance, clock),

@@ -17,8 +17,17 @@ class Clock(Protocol):
     def random_bytes(self, count: int, /) -> bytes: ...
 
 
+_DRAW_BYTES = 4096
+
+
 class SystemClock:
-    """The machine's clock and the kernel's randomness."""
+    """The machine's clock and the kernel's randomness, drawn by the page: each byte is given out once.
+
+    Not to be shared over a fork; the platform's processes are started afresh.
+    """
+
+    _drawn: bytes = b""
+    _given: int = 0
 
     def now(self) -> dt.datetime:
         """Wall time, aware UTC."""
@@ -34,4 +43,12 @@ class SystemClock:
 
     def random_bytes(self, count: int, /) -> bytes:
         """`count` bytes from the kernel."""
-        return secrets.token_bytes(count)
+        end = self._given + count
+        if end > len(self._drawn):
+            if count > _DRAW_BYTES:
+                return secrets.token_bytes(count)
+            self._drawn = secrets.token_bytes(_DRAW_BYTES)
+            self._given, end = 0, count
+        piece = self._drawn[self._given : end]
+        self._given = end
+        return piece

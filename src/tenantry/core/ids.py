@@ -2,8 +2,8 @@
 
 Every id is text in the C collation. `tenant_id` matches ``^[a-z][a-z0-9_]{1,62}$``; names that people choose
 (workspaces, agents, integrations, secrets) match ``^[a-z0-9][a-z0-9_.-]{0,62}$``; ids that the platform makes
-are a prefix and 26 characters of Crockford base 32 over a 48-bit millisecond time and 80 random bits (the
-layout of ULID), so they sort by time and are not guessable.
+are a prefix and 32 hexadecimal digits of a 48-bit millisecond time and 80 random bits (the layout of ULID), so they
+sort by time and are not guessable.
 """
 
 from __future__ import annotations
@@ -32,7 +32,6 @@ IntegrationId = NewType("IntegrationId", str)
 
 _TENANT: Final = re.compile(r"[a-z][a-z0-9_]{1,62}")
 _NAME: Final = re.compile(r"[a-z0-9][a-z0-9_.-]{0,62}")
-_ALPHABET: Final = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
 
 
 def parse_tenant_id(text: str, *, path: str = "$") -> TenantId:
@@ -52,10 +51,6 @@ def parse_name(text: str, *, path: str = "$") -> str:
 
 
 def new_id(prefix: str, clock: Clock) -> str:
-    """A new id ``prefix_`` + 26 characters; sorts by the clock's millisecond."""
-    value = (clock.now_ms() << 80) | int.from_bytes(clock.random_bytes(10), "big")
-    digits = [""] * 26
-    for place in range(25, -1, -1):
-        digits[place] = _ALPHABET[value & 31]
-        value >>= 5
-    return f"{prefix}_{''.join(digits)}"
+    """A new id ``prefix_`` + 32 hexadecimal digits; sorts by the clock's millisecond."""
+    stamp = clock.now_ms().to_bytes(6, "big") + clock.random_bytes(10)
+    return f"{prefix}_{stamp.hex()}"

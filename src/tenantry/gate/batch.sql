@@ -46,6 +46,14 @@ begin
             return query select 'begin', 1, 'allowed', v_position, null::jsonb, null::text, null::bytea;
             return;
         end if;
+    elsif cardinality(s_items) = 1 and cardinality(b_items) = 0 and not p_skip_locked
+        and not (s_items[1]).overran and (s_items[1]).run_state is null
+    then
+        v_position := tenantry.settle_one_v1(s_items[1]);
+        if v_position is not null then
+            return query select 'settle', 1, 'settled', v_position, null::jsonb, null::text, null::bytea;
+            return;
+        end if;
     end if;
 
     if p_skip_locked then

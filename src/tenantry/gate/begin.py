@@ -198,18 +198,8 @@ def _idempotency_key(subject: Subject, action: Action) -> str | None:
 
 def _approval_digest(subject: Subject, view: TenantView, action: Action) -> bytes:
     """What an approval binds: the arguments, the policy version, the agent's version, the tool's declaration."""
-    declared = view.facts.actions.get(action.name)
-    bound = (
-        subject.run_id,
-        action.name,
-        action.target,
-        action.input_sha256,
-        view.facts.policy_version,
-        view.facts.fleet_version,
-        subject.agent.version,
-        declared,
-    )
-    return hashlib.sha256(msgspec.json.encode(bound, order="deterministic")).digest()
+    bound = (subject.run_id, action.target, action.input_sha256, subject.agent.version)
+    return hashlib.sha256(view.binding(action.name) + msgspec.json.encode(bound)).digest()
 
 
 def _verdict(scope: TenantScope, action: Action, decision: Decision, result: BeginResult) -> Verdict:

@@ -13,7 +13,6 @@ from tenantry.core.envelope import Envelope
 if TYPE_CHECKING:
     from tenantry.core.action import Action, Outcome
     from tenantry.core.ids import ActionId, AgentId, PrincipalId, RunId, TenantId, WorkspaceId
-    from tenantry.core.labels import Labels
     from tenantry.core.run import RunClaims
     from tenantry.core.verdict import Verdict
     from tenantry.gate.views import TenantView
@@ -49,8 +48,6 @@ class RunContext:
     claims: RunClaims
     subject: Subject
     view: TenantView
-    labels: Labels
-    labels_epoch: int
 
     @property
     def facts(self) -> TenantFacts:

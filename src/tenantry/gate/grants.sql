@@ -8,7 +8,7 @@ grant execute on function
 to tenantry_gate, tenantry_app, tenantry_platform, tenantry_control;
 grant execute on function
     tenantry.left_of_v1, tenantry.leaf_v1, tenantry.refusal_detail_v1,
-    tenantry.ask_approval_v1, tenantry.open_run_v1, tenantry.decide_v1, tenantry.begin_v1, tenantry.begin_one_v1, tenantry.settle_v1,
+    tenantry.ask_approval_v1, tenantry.open_run_v1, tenantry.decide_v1, tenantry.begin_v1, tenantry.begin_one_v1, tenantry.settle_one_v1, tenantry.settle_v1,
     tenantry.settle_rest_v1, tenantry.scopes_of_v1, tenantry.batch_v1
 to tenantry_gate;
 grant execute on function

@@ -10,6 +10,7 @@ from tenantry.core.labels import NO_LABELS
 from tenantry.gate.context import RunContext, Subject
 
 if TYPE_CHECKING:
+    from tenantry.core.clock import Clock
     from tenantry.core.ids import RunId, TenantId
     from tenantry.core.labels import Labels
     from tenantry.core.run import RunClaims
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from tenantry.storage.scope import Scopes, TenantScope
 
 LABELLED_RUNS_MAX: Final = 50_000
+CONTEXTS_MAX: Final = 10_000
+CONTEXT_S: Final = 30.0
 
 
 class KnownLabels:
@@ -44,36 +47,49 @@ class KnownLabels:
 class Identify:
     """Proves a run token and finds the tenant's view; no round trip once both are in memory."""
 
-    def __init__(self, tokens: RunTokens, scopes: Scopes, views: Views, labels: KnownLabels) -> None:
+    def __init__(self, tokens: RunTokens, scopes: Scopes, views: Views, clock: Clock) -> None:
         self._tokens = tokens
         self._scopes = scopes
         self._views = views
-        self._labels = labels
+        self._clock = clock
+        self._contexts: OrderedDict[RunClaims, tuple[float, RunContext]] = OrderedDict()
 
     async def __call__(self, token: str) -> RunContext:
-        """Raises `UnauthenticatedError`; `StorageUnavailableError` when the view has to be loaded and cannot."""
-        claims = self._tokens.find_cached(token) or self._tokens.verify(token)
-        scope = await self._scopes.for_run(claims)
-        return self.context(scope, claims, await self._views.get(scope))
+        """Raises `UnauthenticatedError`; `StorageUnavailableError` when the view has to be loaded and cannot.
 
-    def context(self, scope: TenantScope, claims: RunClaims, view: TenantView) -> RunContext:
-        """The context of a run under one view. Raises `UnauthenticatedError` when its agent is no more."""
-        agent = view.facts.agents.get(claims.agent_id)
-        workspace = view.facts.workspaces.get(claims.workspace_id)
-        if agent is None or workspace is None:
-            msg = "the run's agent or workspace does not exist any more"
-            raise UnauthenticatedError(msg)
-        labels, epoch = self._labels.get(claims.tenant_id, claims.run_id)
-        subject = Subject(
-            tenant_id=claims.tenant_id,
-            workspace_id=claims.workspace_id,
-            workspace=workspace,
-            agent_id=claims.agent_id,
-            agent=agent,
-            run_id=claims.run_id,
-            run_scope=claims.run_id,
-            attempt=claims.attempt,
-            principal_id=claims.principal_id,
-            deadline_at=claims.expires_at,
-        )
-        return RunContext(scope, claims, subject, view, labels, epoch)
+        A context is kept for `CONTEXT_S` and as long as its view is the current one.
+        """
+        claims = self._tokens.find_cached(token) or self._tokens.verify(token)
+        now = self._clock.monotonic()
+        until, known = self._contexts.get(claims, (0.0, None))
+        if known is not None and now < until and await self._views.get(known.scope) is known.view:
+            return known
+        scope = await self._scopes.for_run(claims)
+        context = _make_context(scope, claims, await self._views.get(scope))
+        self._contexts[claims] = (now + CONTEXT_S, context)
+        self._contexts.move_to_end(claims)
+        if len(self._contexts) > CONTEXTS_MAX:
+            self._contexts.popitem(last=False)
+        return context
+
+
+def _make_context(scope: TenantScope, claims: RunClaims, view: TenantView) -> RunContext:
+    """The context of a run under one view. Raises `UnauthenticatedError` when its agent is no more."""
+    agent = view.facts.agents.get(claims.agent_id)
+    workspace = view.facts.workspaces.get(claims.workspace_id)
+    if agent is None or workspace is None:
+        msg = "the run's agent or workspace does not exist any more"
+        raise UnauthenticatedError(msg)
+    subject = Subject(
+        tenant_id=claims.tenant_id,
+        workspace_id=claims.workspace_id,
+        workspace=workspace,
+        agent_id=claims.agent_id,
+        agent=agent,
+        run_id=claims.run_id,
+        run_scope=claims.run_id,
+        attempt=claims.attempt,
+        principal_id=claims.principal_id,
+        deadline_at=claims.expires_at,
+    )
+    return RunContext(scope, claims, subject, view)

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import hashlib
 from collections import OrderedDict
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Final
+
+import msgspec
 
 from tenantry.policy.engine import PolicyEngine
 from tenantry.policy.schema import DeclaredAction
@@ -21,10 +25,15 @@ VIEWS_MAX: Final = 2_000
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class TenantView:
-    """One tenant under one pair of versions; immutable."""
+    """One tenant under one pair of versions; immutable. ``bindings``: what an approval binds of each action."""
 
     facts: TenantFacts
     engine: PolicyEngine
+    bindings: Mapping[str, bytes]
+
+    def binding(self, action_name: str) -> bytes:
+        """SHA-256 of the versions and the action's declaration, for an approval's digest."""
+        return self.bindings.get(action_name) or _binding(self.facts, action_name)
 
 
 class Views:
@@ -62,7 +71,7 @@ class Views:
         try:
             facts = await load_facts(scope)
             engine = await asyncio.to_thread(build_engine, facts)
-            view = TenantView(facts, engine)
+            view = make_view(facts, engine)
             self._views[scope.tenant_id] = view
             self._views.move_to_end(scope.tenant_id)
             while len(self._views) > self._size:
@@ -70,6 +79,16 @@ class Views:
             return view
         finally:
             self._loading.pop(scope.tenant_id, None)
+
+
+def make_view(facts: TenantFacts, engine: PolicyEngine) -> TenantView:
+    """The view of facts and the engine compiled for them."""
+    return TenantView(facts, engine, {name: _binding(facts, name) for name in facts.actions})
+
+
+def _binding(facts: TenantFacts, action_name: str) -> bytes:
+    bound = (action_name, facts.policy_version, facts.fleet_version, facts.actions.get(action_name))
+    return hashlib.sha256(msgspec.json.encode(bound, order="deterministic")).digest()
 
 
 def build_engine(facts: TenantFacts) -> PolicyEngine:

@@ -37,6 +37,7 @@ FUNCTION_FILES: Final = (
     ("tenantry.gate", "begin.sql"),
     ("tenantry.gate", "begin_one.sql"),
     ("tenantry.gate", "settle.sql"),
+    ("tenantry.gate", "settle_one.sql"),
     ("tenantry.gate", "batch.sql"),
     ("tenantry.gate", "scopes.sql"),
     ("tenantry.gate", "grants.sql"),

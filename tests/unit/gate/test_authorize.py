@@ -14,7 +14,7 @@ from tenantry.core.labels import NO_LABELS
 from tenantry.core.quota import QuotaClass, Usage
 from tenantry.gate.authorize import UNPRICED_MODEL, authorize
 from tenantry.gate.context import Subject
-from tenantry.gate.views import TenantView, build_engine
+from tenantry.gate.views import TenantView, build_engine, make_view
 from tenantry.registry.facts import TenantFacts
 from tenantry.registry.specs import AgentSpec, ModelSpec, ProviderSpec, WorkspaceSpec
 
@@ -57,7 +57,7 @@ def view(model: ModelSpec, *, allow_unpriced: bool = False, policy: str = "permi
         models={"small": model},
         policies={"tenant": f'@id("all")\n{policy} (principal, action, resource);'},
     )
-    return TenantView(facts, build_engine(facts))
+    return make_view(facts, build_engine(facts))
 
 
 def model_call() -> Action:

@@ -312,6 +312,9 @@ create table tenantry.journal (
     output_sha256 bytea,
     primary key (tenant_id, action_id)
 ) with (fillfactor = 80, autovacuum_vacuum_scale_factor = 0.05, autovacuum_vacuum_insert_scale_factor = 0.1);
+-- Sealed bytes do not compress: do not try.
+alter table tenantry.journal alter column content set storage external;
+alter table tenantry.journal alter column output set storage external;
 create unique index journal_idempotency on tenantry.journal (tenant_id, idempotency_key)
     where idempotency_key is not null;
 create index journal_begun_at on tenantry.journal using brin (begun_at) with (pages_per_range = 16, autosummarize = on);
