@@ -79,6 +79,8 @@ class SwitchBoard:
     def __init__(self) -> None:
         self._killed: dict[ScopeKey, Stop] = {}
         self._suspended: dict[ScopeKey, Stop] = {}
+        # How many stops a tenant has; the fleet's stand under ''. Most tenants have none.
+        self._by_tenant: dict[str, int] = {}
         self._run_stops = 0
 
     def apply(self, switch: Switch, now: float) -> Stop | None:
@@ -100,8 +102,8 @@ class SwitchBoard:
         return None
 
     def find_stop(self, keys: LiveKeys, now: float) -> Stop | None:
-        """The widest stop that covers an action, None when nothing does. About 0.1 us while nothing is."""
-        if not self._killed and not self._suspended:
+        """The widest stop that covers an action, None when nothing does; ~0.2 us when nothing of it is."""
+        if keys.tenant_id not in self._by_tenant and "" not in self._by_tenant:
             return None
         for key in keys.scopes():
             stop = self._killed.get(key)
@@ -120,15 +122,20 @@ class SwitchBoard:
         until = None if switch.expires_in_s is None else now + switch.expires_in_s
         before = stops.pop(key, None)
         stop = stops[key] = Stop(switch.switch_seq, switch.switch_id, switch.level, mode, now, until)
-        if before is None and key[0] == RUN:
-            self._run_stops += 1
+        if before is None:
+            self._by_tenant[key[1]] = self._by_tenant.get(key[1], 0) + 1
+            self._run_stops += key[0] == RUN
             if self._run_stops > RUN_STOPS_MAX:
                 self._forget_old_runs(now)
         return stop
 
     def _lift(self, stops: dict[ScopeKey, Stop], key: ScopeKey) -> None:
-        if stops.pop(key, None) is not None and key[0] == RUN:
-            self._run_stops -= 1
+        if stops.pop(key, None) is None:
+            return
+        self._run_stops -= key[0] == RUN
+        left = self._by_tenant.pop(key[1]) - 1
+        if left:
+            self._by_tenant[key[1]] = left
 
     def _forget_old_runs(self, now: float) -> None:
         for stops in (self._killed, self._suspended):
