@@ -140,9 +140,11 @@ class EmbeddedPostgres:
         """Serve, and return once a login works (at most 60 s); at once when it runs already.
 
         Ends what a killed supervisor left running on this data. After a crash of the server the endpoint
-        stays the same. Errors: `EmbeddedPostgresError`, with the server's last words when it gave any; then
-        nothing of ours runs and the locks are free.
+        stays the same, also when this start fails: whoever is connected to it waits there for the next one.
+        Errors: `EmbeddedPostgresError`, with the server's last words when it gave any; then nothing of ours
+        runs, and the locks are free unless it had run before (`stop` frees them).
         """
+        has_run = self._keeper is not None
         try:
             if self._claim is not None and not self.running and not self._claim.sound():
                 self.stop()
@@ -156,7 +158,10 @@ class EmbeddedPostgres:
                 self._launch(claim)
         except BaseException as error:
             with contextlib.suppress(EmbeddedPostgresError):
-                self.stop(5.0)
+                if has_run and self._claim is not None:
+                    self._end_server(self._claim, 5.0)
+                else:
+                    self.stop(5.0)
             if isinstance(error, OSError):
                 raise EmbeddedPostgresError(
                     f"cannot run PostgreSQL in {self._place.data_dir}: {error}"
@@ -169,23 +174,29 @@ class EmbeddedPostgres:
 
         Errors: `EmbeddedPostgresError` when even force did not end it; the locks stay ours.
         """
-        keeper, claim, outcome = self._keeper, self._claim, Stopped.NOT_RUNNING
-        if keeper is not None and claim is not None and self.running:
-            keeper.signal(signal.SIGINT)
-            if not keeper.exited.wait(timeout_s):
-                keeper.signal(signal.SIGQUIT)
-                keeper.exited.wait(IMMEDIATE_S)
-            if not keeper.exited.is_set():
-                end_server(claim.account, claim.cluster, grace_s=0)
-                if not keeper.exited.wait(IMMEDIATE_S):
-                    raise EmbeddedPostgresError(
-                        f"process {keeper.pid} survives SIGKILL: look at the disk it waits for"
-                    )
-            outcome = Stopped.CLEAN if _shut_down(claim) else Stopped.UNCLEAN
+        claim, outcome = self._claim, Stopped.NOT_RUNNING
+        if claim is not None:
+            outcome = self._end_server(claim, timeout_s)
         self._keeper = self._claim = None
         if claim is not None:
             claim.release()
         return outcome
+
+    def _end_server(self, claim: Claim, timeout_s: float) -> Stopped:
+        keeper = self._keeper
+        if keeper is None or not self.running:
+            return Stopped.NOT_RUNNING
+        keeper.signal(signal.SIGINT)
+        if not keeper.exited.wait(timeout_s):
+            keeper.signal(signal.SIGQUIT)
+            keeper.exited.wait(IMMEDIATE_S)
+        if not keeper.exited.is_set():
+            end_server(claim.account, claim.cluster, grace_s=0)
+            if not keeper.exited.wait(IMMEDIATE_S):
+                raise EmbeddedPostgresError(
+                    f"process {keeper.pid} survives SIGKILL: look at the disk it waits for"
+                )
+        return Stopped.CLEAN if _shut_down(claim) else Stopped.UNCLEAN
 
     def _launch(self, claim: Claim) -> None:
         command = server_command(

@@ -11,6 +11,7 @@ import pytest
 from tests.integration.storage.embedded.supervisor import (
     ROOT,
     MakeSupervisor,
+    RefusedError,
     accounts,
     wait_ended,
     wait_until,
@@ -29,6 +30,27 @@ def test_a_killed_postmaster_is_started_again_at_the_same_endpoint(supervise: Ma
     assert second.socket_dir == first.socket_dir
     assert second.pid != first.pid
     wait_ended(backend, 0.1)
+    assert supervisor.ask("select answer from kept") == 7
+
+
+@pytest.mark.parametrize("ephemeral", [False, True])
+@pytest.mark.parametrize("uid", accounts()[:1], indirect=True)
+def test_a_start_that_fails_after_a_crash_gives_nothing_up(
+    supervise: MakeSupervisor, *, ephemeral: bool
+) -> None:
+    supervisor = supervise()
+    first = supervisor.start(ephemeral=ephemeral)
+    supervisor.ask("create table kept as select 7 as answer")
+    control_file = Path(str(supervisor.ask("show data_directory")), "global/pg_control")
+    os.kill(first.pid, signal.SIGKILL)
+    assert supervisor("crash_seen")
+    hidden = control_file.rename(control_file.with_name("hidden"))
+    for _ in range(2):
+        with pytest.raises(RefusedError):
+            supervisor.start(ephemeral=ephemeral)
+    hidden.rename(control_file)
+    second = supervisor.start(ephemeral=ephemeral)
+    assert second.socket_dir == first.socket_dir
     assert supervisor.ask("select answer from kept") == 7
 
 
