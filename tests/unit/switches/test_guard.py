@@ -75,6 +75,7 @@ async def test_a_body_that_ends_in_its_own_way_keeps_its_result() -> None:
     async def work() -> str:
         async with action:
             inside.set()
+            word = "done"
             try:
                 await asyncio.Event().wait()
             except asyncio.CancelledError:
