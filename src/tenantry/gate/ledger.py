@@ -50,7 +50,8 @@ class Ledger:
         except TenantryError:
             self._closed(item.action_id)
             raise
-        if result.code != "allowed":
+        if result.code != "allowed" or item.run_spec is not None:
+            # A run's own action stays begun as long as the run lives, whichever gateway ends it.
             self._closed(item.action_id)
         return result
 
