@@ -96,6 +96,9 @@ class Platform:
         except urllib.error.HTTPError as refusal:
             with refusal:
                 return refusal.code, refusal.read()
+        except OSError:
+            # A gateway that was killed takes with it what it had just accepted.
+            return 0, b""
 
     def children(self) -> list[int]:
         """Every process that the supervisor started."""

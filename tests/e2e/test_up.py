@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import http.client
 import json
 import os
 import signal
 import socket
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
 
 import pytest
 from tests.e2e.platforms import (
@@ -20,6 +25,8 @@ from tests.e2e.platforms import (
     serving,
     wait_until,
 )
+
+from tenantry.storage.embedded import EmbeddedPostgres
 
 
 def test_it_serves_and_says_where(platform: Platform) -> None:
@@ -90,7 +97,52 @@ def test_killed_it_leaves_nothing_running_and_starts_again(fleet_variables: dict
         with serving(data) as served:
             listed = served.cli("tenant", "list", "--json")
             assert {row["tenant_id"] for row in listed.json()["tenants"]} == {"borealis", "cirrus", "dunes"}
-            assert served.end(signal.SIGTERM) == 0
+            # What is open when it is told to stop is finished first.
+            run = served.cli("run", "start", "steady", "--tenant", "cirrus", "--json").json()
+            with open_stream(run, "!tokens=30 !delay_ms=50") as stream:
+                assert b"data:" in stream.readline()
+                served.process.terminate()
+                rest = stream.read()
+            assert rest.endswith(b"data: [DONE]\n\n")
+            assert served.process.wait(30) == 0
+
+
+@contextlib.contextmanager
+def open_stream(run: dict[str, Any], prompt: str) -> Iterator[http.client.HTTPResponse]:
+    """A streamed model call of an external run, its answer begun."""
+    host, port = run["doors"]["openai_base_url"].removeprefix("http://").removesuffix("/v1").split(":")
+    connection = http.client.HTTPConnection(host, int(port), timeout=30)
+    body = {
+        "model": "example-small",
+        "stream": True,
+        "max_tokens": 64,
+        "messages": [{"role": "user", "content": prompt}],
+    }
+    headers = {"authorization": f"Bearer {run['token']}", "content-type": "application/json"}
+    with contextlib.closing(connection):
+        connection.request("POST", "/v1/chat/completions", json.dumps(body), headers)
+        with connection.getresponse() as answer:
+            assert answer.status == 200, answer.read()
+            yield answer
+
+
+@pytest.mark.timeout(120)
+def test_an_external_database_is_used(fleet_variables: dict[str, str]) -> None:
+    with data_folder() as parent, data_folder() as data:
+        database = EmbeddedPostgres(parent, ephemeral=True)
+        try:
+            endpoint = database.start()
+            place = quote(str(endpoint.socket_dir), safe="")
+            url = f"postgresql://{endpoint.superuser}:hunter2@localhost:{endpoint.port}/{endpoint.database}?host={place}"
+            with serving(data, env={"TENANTRY_DATABASE_URL": url}) as served:
+                applied = served.cli("apply", str(EXAMPLES / "fleet.yaml"), "--json", env=fleet_variables)
+                assert applied.status == 0, applied.err
+                commands = [Path(f"/proc/{pid}/cmdline").read_bytes() for pid in served.children()]
+                assert len(commands) == 2, "control and a gateway, no database of ours"
+                assert not [command for command in commands if b"hunter2" in command]
+                assert not (data / "postgres.json").exists()
+        finally:
+            database.stop()
 
 
 def test_it_ends_with_whoever_started_it(start: Callable[..., Platform]) -> None:

@@ -18,7 +18,14 @@ import msgspec
 import typer
 
 from tenantry.cli.demo_account import Account
-from tenantry.cli.demo_world import Cli, Service, command_line, find_examples, own_folder
+from tenantry.cli.demo_world import (
+    Cli,
+    Service,
+    command_line,
+    find_examples,
+    own_folder,
+    require_agents_packages,
+)
 from tenantry.cli.options import AsJson
 from tenantry.cli.output import Output
 from tenantry.core.clock import SystemClock
@@ -34,6 +41,7 @@ TICKET_TASK: Final = {
     "model": "example-small",
 }
 CALLS: Final = 40
+RUNAWAY_NICENESS: Final = 15
 RUNAWAY_TASK: Final = {"model": "example-large", "prompt": "Are we there yet?", "max_tokens": 64}
 
 
@@ -80,6 +88,7 @@ class Stage:
 
     def open(self) -> None:
         """Start services and platform, apply the fleet."""
+        require_agents_packages()
         account = self._account
         with account.doing("starting a model provider, a ticket service and a web site"):
             self._start_services()
@@ -201,7 +210,9 @@ class Stage:
         }
 
     def _neighbours(self) -> tuple[dict[str, Any], dict[str, Any]]:
-        runaway = self.cli.start(*self._agent("dunes", "runaway", "runaway.py", RUNAWAY_TASK))
+        # What is compared is the platform, so the runaway's own program does not crowd out its neighbour's.
+        command = self._agent("dunes", "runaway", "runaway.py", RUNAWAY_TASK)
+        runaway = self.cli.start(*command, niceness=RUNAWAY_NICENESS)
         try:
             beside = self._exec("cirrus", "steady", "steady.py", {"calls": CALLS})
         finally:

@@ -77,7 +77,7 @@ class Account:
                 f"{name:<13} p50 {taken['p50_ms']:>7.1f} ms   p99 {taken['p99_ms']:>7.1f} ms   "
                 f"{taken['calls']} calls, {taken['failed']} failed"
             )
-        self._say("(both agents, the provider and the platform share this machine's processors)", "dim")
+        self._say("(agents, provider and platform share this machine; the runaway's program is niced)", "dim")
 
     def switch(self, facts: Mapping[str, Any]) -> None:
         """What a kill did."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import http.client
+import importlib.util
 import json
 import os
 import shutil
@@ -46,6 +47,12 @@ def find_examples() -> Path:
         if all((folder / name).exists() for name in EXAMPLE_FILES):
             return folder
     raise DemoError("the demo needs the examples/ folder: run it from a clone of the repository")
+
+
+def require_agents_packages() -> None:
+    """Check that the example agents can run here. Errors: `DemoError`."""
+    if importlib.util.find_spec("openai") is None:
+        raise DemoError("the demo's agents need the `openai` package: install it beside tenantry")
 
 
 @contextlib.contextmanager
@@ -153,10 +160,11 @@ class Cli:
     def __init__(self, data: Path, extra: Mapping[str, str]) -> None:
         self._environment = {**agent_environment(), "TENANTRY_DATA": str(data), **extra}
 
-    def start(self, *arguments: str) -> subprocess.Popen[bytes]:
+    def start(self, *arguments: str, niceness: int = 0) -> subprocess.Popen[bytes]:
         """A command that goes on beside us; its answer is JSON on stdout."""
+        lowered = ["nice", "-n", str(niceness)] if niceness and shutil.which("nice") else []
         return subprocess.Popen(
-            [*command_line(), *arguments],
+            [*lowered, *command_line(), *arguments],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
