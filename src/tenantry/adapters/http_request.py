@@ -39,8 +39,8 @@ def plan_request(home: Url, rules: EgressRules, spec: HttpActionSpec, action: Ac
     """Build the request to an integration at `home`.
 
     Without ``url_from_input``, fields of the input are the query of GET and DELETE, and the input is the body of
-    the others. Raises `EgressDeniedError` for a destination outside of `rules`, `UpstreamError` for input that no
-    request can carry.
+    the others. Raises `EgressDeniedError` for a destination outside of `rules`, and for input that no request can
+    carry: that is a refusal, and no fault of the upstream that another try could meet.
     """
     if spec.url_from_input is not None:
         url, body = _fetch_of(spec, action)
@@ -120,11 +120,11 @@ def _segment(record_id: str) -> str:
     read = unquote(unquote(record_id))
     parts = read.replace("\\", "/").split("/")
     if not record_id or any(part in {".", ".."} for part in parts) or not read.isprintable():
-        raise UpstreamError("the record id cannot stand in a path", sent=False)
+        raise EgressDeniedError("the record id cannot stand in a path")
     try:
         return quote(record_id, safe="")
     except UnicodeEncodeError:
-        raise UpstreamError("the record id is not text that UTF-8 can write", sent=False) from None
+        raise EgressDeniedError("the record id is not text that UTF-8 can write") from None
 
 
 def _fields_of(data: bytes) -> dict[str, object]:
@@ -133,7 +133,7 @@ def _fields_of(data: bytes) -> dict[str, object]:
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         fields = None
     if not isinstance(fields, dict):
-        raise UpstreamError("the input is not a JSON object", sent=False)
+        raise EgressDeniedError("the input is not a JSON object")
     return fields
 
 
@@ -142,7 +142,7 @@ def _query_of(fields: dict[str, object]) -> str:
     for name, value in fields.items():
         for item in value if isinstance(value, list) else [value]:
             if isinstance(item, dict | list):
-                raise UpstreamError(f"the input's field {name!r} is too deep for a query", sent=False)
+                raise EgressDeniedError(f"the input's field {name!r} is too deep for a query")
             if item is not None:
                 pairs.append((name, item if isinstance(item, str) else msgspec.json.encode(item).decode()))
     return urlencode(pairs, quote_via=quote)
