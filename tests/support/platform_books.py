@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import datetime as dt
+import json
 from typing import Any
 
+import msgspec
 from tests.support.platform import Platform
 from tests.support.platform_client import chat_body
 from tests.support.platform_fleet import platform_document
 from tests.support.platform_probe import Probe
-
-import msgspec
 
 from tenantry.gateway.entrance import digest
 from tenantry.gateway.openai import MODEL_CALL
@@ -37,7 +37,7 @@ def bill(entries: list[dict[str, Any]]) -> int:
 def model_digest(text: str, **fields: Any) -> bytes:  # noqa: ANN401 - the request's own fields
     """The digest under which the journal knows a chat completion: made as the door makes it."""
     spec = msgspec.convert(platform_document("http://provider.test/v1")["models"][MODEL], ModelSpec)
-    canonical, _ = parse_chat(msgspec.json.encode(chat_body(text, **fields)), 8).prepare(spec, MODEL)
+    canonical, _ = parse_chat(json.dumps(chat_body(text, **fields)).encode(), 8).prepare(spec, MODEL)
     return digest(MODEL_CALL, MODEL.encode(), canonical)
 
 
