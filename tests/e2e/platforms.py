@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+from tenantry.bootstrap import list_orphan_clusters
 from tenantry.cli.main import main
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -138,13 +139,15 @@ def is_running(pid: int) -> bool:
 
 @contextlib.contextmanager
 def data_folder() -> Iterator[Path]:
-    """A place for a data folder that also the database's own account can pass through."""
+    """A place for a data folder; nothing is left of it, nor of a cluster that root keeps elsewhere."""
     parent = Path(tempfile.mkdtemp(prefix="tenantry-e2e-"))
-    parent.chmod(0o755)
     try:
         yield parent / "data"
     finally:
         shutil.rmtree(parent, ignore_errors=True)
+        for home, folder in list_orphan_clusters():
+            if folder == parent / "data":
+                shutil.rmtree(home)
 
 
 def launch(data: Path, *options: str, env: Mapping[str, str] | None = None) -> subprocess.Popen[str]:
