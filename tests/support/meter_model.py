@@ -225,9 +225,9 @@ class MeterModel:
 
     def _touched(self, item: BeginItem | SettleItem) -> list[ScopeModel]:
         names = (item.tenant_id, item.workspace, item.agent, item.scope_run)
-        return [
-            self.scopes[item.tenant_id, level, name] for level, name in enumerate(names) if name is not None
-        ]
+        wanted = ((item.tenant_id, level, name) for level, name in enumerate(names) if name is not None)
+        # A refusal above may name what does not exist below.
+        return [self.scopes[key] for key in wanted if key in self.scopes]
 
     def _decide(
         self,
