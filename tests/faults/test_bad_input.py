@@ -18,7 +18,6 @@ from joserfc import jws
 from joserfc.jwk import OKPKey
 from tests.support.gateway import RawAnswer, read_answer
 from tests.support.platform import Platform
-from tests.support.platform_books import model_entries
 from tests.support.platform_client import Reply, Run, act, chat, chat_body, request
 
 HUGE_BYTES = 100 * 1024 * 1024
@@ -74,7 +73,10 @@ def _forgeries(platform: Platform, run: Run, other: Run) -> dict[str, str]:
     own = OKPKey.import_key(json.loads((platform.data / "run-token.jwk").read_text()))
     foreign = OKPKey.generate_key("Ed25519")
     parts, others = run.token.split("."), other.token.split(".")
-    stranger = {**claims, **{name: _claims(other.token)[name] for name in claims if name not in {"exp", "iat"}}}
+    stranger = {
+        **claims,
+        **{name: _claims(other.token)[name] for name in claims if name not in {"exp", "iat"}},
+    }
     return {
         "expired": _signed(own, head, {**claims, "iat": 1, "exp": int(time.time()) - 1}),
         "foreign signature": _signed(foreign, head, claims),
@@ -107,7 +109,9 @@ async def test_forged_tokens_are_refused_alike(
     assert (await request(client, "GET", "/v1/models", headers=run.headers)).status == 200
 
 
-async def test_a_run_that_has_ended_is_nobodys(client: aiohttp.ClientSession, run: Run, platform: Platform) -> None:
+async def test_a_run_that_has_ended_is_nobodys(
+    client: aiohttp.ClientSession, run: Run, platform: Platform
+) -> None:
     ended = await platform.open_run(client, run.tenant)
     finish = f"/api/v1/runs/{ended.run_id}/finish"
     assert (
@@ -210,7 +214,12 @@ async def _raw(platform: Platform, head: bytes, piece: bytes = b"", pieces: int 
 
 
 def _lines(run: Run, *extra: str, host: str = "127.0.0.1") -> bytes:
-    lines = ["POST /v1/chat/completions HTTP/1.1", f"Host: {host}", f"Authorization: Bearer {run.token}", *extra]
+    lines = [
+        "POST /v1/chat/completions HTTP/1.1",
+        f"Host: {host}",
+        f"Authorization: Bearer {run.token}",
+        *extra,
+    ]
     return ("\r\n".join(lines) + "\r\n\r\n").encode()
 
 

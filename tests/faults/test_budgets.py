@@ -26,8 +26,12 @@ async def _bound(platform: Platform, client: aiohttp.ClientSession, probe: Probe
     run = await platform.open_run(client, tenant)
     text = TEXT.format(overbill=0)
     assert (await chat(client, run, text)).status == 200
-    row = (await probe.rows("select model_tokens, used_tokens from tenantry.journal where tenant_id = $1 and "
-                            "kind = 'model'", tenant))[0]
+    row = (
+        await probe.rows(
+            "select model_tokens, used_tokens from tenantry.journal where tenant_id = $1 and kind = 'model'",
+            tenant,
+        )
+    )[0]
     return row["model_tokens"], TEXT.format(overbill=row["model_tokens"] - row["used_tokens"])
 
 
@@ -61,7 +65,12 @@ async def _prepare(probe: Probe, level: str, run: Run, bound: int, *, window: st
     else:
         day = now // DAY_S * DAY_S - DAY_S
         await probe.set_limit(
-            run.tenant, level, subject, model_tokens_day_limit=limit, model_tokens_day_used=limit, day_window=day
+            run.tenant,
+            level,
+            subject,
+            model_tokens_day_limit=limit,
+            model_tokens_day_used=limit,
+            day_window=day,
         )
 
 

@@ -18,8 +18,9 @@ def told(reply: Reply) -> tuple[int, dict[str, str], bytes]:
 @pytest.fixture
 async def pair(platform: Platform, client: aiohttp.ClientSession) -> tuple[Run, Run]:
     runs = [
-        await platform.open_run(client, await platform.add_tenant(name, model_tokens_day=10**6)) for name in ("mine", "theirs")
-    ]  # fmt: skip
+        await platform.open_run(client, await platform.add_tenant(name, model_tokens_day=10**6))
+        for name in ("mine", "theirs")
+    ]
     return runs[0], runs[1]
 
 
@@ -28,16 +29,16 @@ async def test_anothers_run_is_as_one_that_never_was(
     client: aiohttp.ClientSession, pair: tuple[Run, Run]
 ) -> None:
     mine, theirs = pair
-    answers = []
-    for run_id in (theirs.run_id, theirs.run_id[:-1] + "0", "run_" + "7" * 26, "nonsense"):
-        for body in ({"state": "succeeded"}, {"state": "failed", "tenant_id": theirs.tenant}):
-            answers.append(
-                told(
-                    await request(
-                        client, "POST", f"/api/v1/runs/{run_id}/finish", json=body, headers=mine.headers
-                    )
-                )
-            )
+    ids = (theirs.run_id, theirs.run_id[:-1] + "0", "run_" + "7" * 26, "nonsense")
+    bodies: tuple[dict[str, str], ...] = (
+        {"state": "succeeded"},
+        {"state": "failed", "tenant_id": theirs.tenant},
+    )
+    answers = [
+        told(await request(client, "POST", f"/api/v1/runs/{run_id}/finish", json=body, headers=mine.headers))
+        for run_id in ids
+        for body in bodies
+    ]
     assert {status for status, _, _ in answers} == {404}
     assert len({body for _, _, body in answers}) == 1
     assert len({tuple(sorted(headers.items())) for _, headers, _ in answers}) == 1

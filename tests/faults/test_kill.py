@@ -17,6 +17,7 @@ from tests.support.platform import Platform
 from tests.support.platform_client import Reply, Run, chat, chat_body, request
 from tests.support.platform_control import Switched
 from tests.support.platform_probe import Probe
+from tests.support.platform_wait import until
 
 NS = 1_000_000_000
 STREAMS = 24
@@ -33,7 +34,9 @@ class Load:
     broken: list[Exception] = field(default_factory=list)
 
     def latencies_ms(self, since_ns: int, until_ns: int) -> list[float]:
-        return [(end - start) / 1e6 for start, end, _ in self.answers if since_ns <= start and end <= until_ns]
+        return [
+            (end - start) / 1e6 for start, end, _ in self.answers if since_ns <= start and end <= until_ns
+        ]
 
 
 async def call_for_ever(client: aiohttp.ClientSession, run: Run, load: Load, text: str) -> None:
@@ -66,9 +69,7 @@ async def loaded(
     load = Load()
     streaming = [asyncio.create_task(stream_once(client, run, load)) for _ in range(streams)]
     calling = [asyncio.create_task(call_for_ever(client, run, load, text)) for _ in range(callers)]
-    async with asyncio.timeout(20):
-        while load.streams_open < streams or len(load.answers) < callers:
-            await asyncio.sleep(0.01)
+    await until(lambda: load.streams_open >= streams and len(load.answers) >= callers, 20)
     return load, calling, streaming
 
 

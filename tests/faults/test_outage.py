@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import collections
+import contextlib
 import os
 import signal
 import time
@@ -15,7 +16,7 @@ from tests.faults.test_crashes import Traffic
 from tests.support.platform import Platform
 from tests.support.platform_books import bill, model_entries, unintended
 from tests.support.platform_client import Run, chat
-from tests.support.platform_probe import Probe
+from tests.support.platform_wait import until
 
 CALLERS = 8
 RECOVERY_S = 30.0
@@ -34,10 +35,8 @@ async def _die(platform: Platform, seconds: float) -> None:
     """Killed again and again: the supervisor's new one also dies, until the time is over."""
     until = time.monotonic() + seconds
     while True:
-        try:
+        with contextlib.suppress(ProcessLookupError):
             os.kill(platform.database_pid(), signal.SIGKILL)
-        except ProcessLookupError:
-            pass
         if time.monotonic() >= until:
             return
         await asyncio.sleep(0.2)
@@ -52,9 +51,11 @@ async def _stop(platform: Platform, seconds: float) -> None:
 async def _again(client: aiohttp.ClientSession, run: Run) -> float:
     """Call until one passes; how long that took."""
     started = time.monotonic()
-    async with asyncio.timeout(RECOVERY_S):
-        while (await chat(client, run, "!tokens=1")).status != 200:
-            await asyncio.sleep(0.1)
+
+    async def passes() -> bool:
+        return (await chat(client, run, "!tokens=1")).status == 200
+
+    await until(passes, RECOVERY_S, look_s=0.1)
     return time.monotonic() - started
 
 
@@ -101,9 +102,8 @@ async def test_an_outage_under_load(
     async with platform.probe() as probe:
         await probe.until_settled(run.tenant, RECOVERY_S)
         entries = model_entries(platform, run.tenant)
-        digests = {**traffic.model_digests}
         marked = [entry for entry in entries if "#" in entry["user"]]
-        assert await unintended(probe, run.tenant, marked, digests) == []
+        assert await unintended(probe, run.tenant, marked, traffic.model_digests) == []
         posted, billed = (await probe.ledger(run.tenant))[0], bill(entries)
         assert posted >= billed
         reserved = await probe.reserved(run.tenant)
@@ -112,5 +112,6 @@ async def test_an_outage_under_load(
     print(
         f"\ndatabase {fault.__name__.strip('_')} for {seconds} s: {dict(statuses)} during and after, "
         f"{len(entries)} calls at the provider, ledger {posted} >= bill {billed}, "
-        f"passing again {recovered_s:.2f} s after; journal {states}"
+        f"passing again {recovered_s:.2f} s after; refusals came after at most "
+        f"{max(traffic.refused_after_s, default=0):.1f} s; journal {states}"
     )

@@ -99,7 +99,9 @@ async def test_a_provider_that_asks_for_time_gets_it(
     assert waited_s < 4
     retries = [entry["headers"].get("x-stainless-retry-count") for entry in entries]
     assert retries == [None, None], "what the SDK tells about itself stays with us"
-    assert (await probe.ledger(run.tenant))[0] == entries[1]["prompt_tokens"] + entries[1]["completion_tokens"]
+    assert (await probe.ledger(run.tenant))[0] == entries[1]["prompt_tokens"] + entries[1][
+        "completion_tokens"
+    ]
 
 
 async def test_a_provider_that_stays_away_is_tried_three_times(

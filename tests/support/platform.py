@@ -21,16 +21,16 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
+
+from tenantry.storage.connect import DatabaseTarget
+from tenantry.storage.embedded_settings import DATABASE, PORT, SUPERUSER
 from tests.e2e.platforms import Platform as Served
 from tests.e2e.platforms import children_of, data_folder, serving
 from tests.examples.servers import Server, running
 from tests.support.platform_client import Run, open_run
 from tests.support.platform_control import PlatformControl, open_control
-from tests.support.platform_fleet import MODEL_KEY, ticket_token, tenant_document
+from tests.support.platform_fleet import MODEL_KEY, tenant_document, ticket_token
 from tests.support.platform_probe import Probe, open_probe
-
-from tenantry.storage.connect import DatabaseTarget
-from tenantry.storage.embedded_settings import DATABASE, PORT, SUPERUSER
 
 TICKET_TENANTS = ("borealis", "aurora")
 _NUMBERS = itertools.count(1)
@@ -187,5 +187,5 @@ def _sockets_of(pid: int) -> set[str]:
     with contextlib.suppress(OSError):
         for entry in Path(f"/proc/{pid}/fd").iterdir():
             with contextlib.suppress(OSError):
-                found.add(os.readlink(entry).removeprefix("socket:[").removesuffix("]"))
+                found.add(str(entry.readlink()).removeprefix("socket:[").removesuffix("]"))
     return found

@@ -7,15 +7,15 @@ import json
 from typing import Any
 
 import msgspec
-from tests.support.platform import Platform
-from tests.support.platform_client import chat_body
-from tests.support.platform_fleet import platform_document
-from tests.support.platform_probe import Probe
 
 from tenantry.gateway.entrance import digest
 from tenantry.gateway.openai import MODEL_CALL
 from tenantry.gateway.openai_request import parse_chat
 from tenantry.registry.specs import ModelSpec
+from tests.support.platform import Platform
+from tests.support.platform_client import chat_body
+from tests.support.platform_fleet import platform_document
+from tests.support.platform_probe import Probe
 
 MODEL = "example-small"
 
@@ -41,12 +41,6 @@ def model_digest(text: str, **fields: Any) -> bytes:  # noqa: ANN401 - the reque
     return digest(MODEL_CALL, MODEL.encode(), canonical)
 
 
-def ticket_digest(value: dict[str, Any], record: str = "zd_99102") -> bytes:
-    """The same for `ticket.update`."""
-    canonical = msgspec.json.encode(value, order="deterministic")
-    return digest("ticket.update", b"zendesk", record.encode(), canonical)
-
-
 async def intents(probe: Probe, tenant: str) -> dict[bytes, dt.datetime]:
     """When each input was first intended (journaled as begun), by digest; refusals are none."""
     found = await probe.rows(
@@ -68,4 +62,21 @@ async def unintended(
         begun_at = known.get(digests[mark])
         if begun_at is None or begun_at > dt.datetime.fromisoformat(entry["started_at"]):
             wrong.append(mark)
+    return wrong
+
+
+async def unintended_updates(probe: Probe, tenant: str, entries: list[dict[str, Any]]) -> list[str]:
+    """The same for calls that were made without a key of the caller's: the desk is then told the action's id."""
+    found = await probe.rows(
+        "select action_id, begun_at from tenantry.journal "
+        "where tenant_id = $1 and action_name = 'ticket.update' and state in ('begun', 'settled', 'held')",
+        tenant,
+    )
+    known = {row["action_id"]: row["begun_at"] for row in found}
+    wrong = []
+    for entry in entries:
+        action_id = entry["headers"].get("idempotency-key", "")
+        begun_at = known.get(action_id)
+        if begun_at is None or begun_at > dt.datetime.fromisoformat(entry["started_at"]):
+            wrong.append(action_id)
     return wrong

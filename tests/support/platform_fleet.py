@@ -49,9 +49,7 @@ def tenant_document(
         "display_name": name,
         "quota_class": "ample",
         "workspaces": {"main": {"external_account_id": f"acct_{name}"}},
-        "agents": {
-            "helper": {"workspace": "main", "agent_class": "assistant", "policy_profile": "open"}
-        },
+        "agents": {"helper": {"workspace": "main", "agent_class": "assistant", "policy_profile": "open"}},
         "policy": {"text": '@id("reads") permit (principal, action in Action::"risk/read", resource);'},
         "limits": limits or {},
     }
@@ -81,7 +79,12 @@ def _with_desk(tickets_url: str) -> dict[str, Any]:
                 "allow_private": True,
                 "auth": {"secret": "desk"},
                 "actions": {
-                    "ticket.update": {"risk": "write", "method": "PUT", "path": "/api/v2/tickets/{record_id}"}
+                    "ticket.update": {
+                        "risk": "write",
+                        "method": "PUT",
+                        "path": "/api/v2/tickets/{record_id}",
+                        "idempotency_header": "Idempotency-Key",
+                    }
                 },
             },
             "web": {

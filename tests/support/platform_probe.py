@@ -9,9 +9,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import asyncpg
-from tests.support.cluster import connect_as
 
 from tenantry.storage.connect import DatabaseTarget
+from tests.support.cluster import connect_as
+from tests.support.platform_wait import until
 
 LEVELS = {"tenant": 0, "workspace": 1, "agent": 2, "run": 3}
 GAUGES = ("concurrent_runs", "model_inflight")
@@ -109,12 +110,14 @@ class Probe:
 
     async def until_settled(self, tenant: str, timeout_s: float = 15.0) -> None:
         """Wait until no action of the tenant but its runs is open."""
-        async with asyncio.timeout(timeout_s):
-            while await self.value(
+
+        async def settled() -> bool:
+            return not await self.value(
                 "select count(*) from tenantry.journal where tenant_id = $1 and state = 'begun' and kind <> 'run'",
                 tenant,
-            ):
-                await asyncio.sleep(0.02)
+            )
+
+        await until(settled, timeout_s)
 
     @contextlib.asynccontextmanager
     async def sample(self) -> AsyncIterator[Sampled]:
