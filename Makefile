@@ -16,7 +16,7 @@ export PYTHON
 BIN := .venv/bin
 SETUP := @sh requirements/setup.sh
 PYTEST := $(BIN)/python -m pytest $(PYTEST_ARGS)
-SUITES := $(wildcard $(addprefix tests/,unit architecture properties integration isolation wire conformance faults docs))
+SUITES := $(wildcard $(addprefix tests/,unit architecture properties integration isolation wire conformance examples faults docs))
 MIGRATIONS := $(wildcard src/tenantry/storage/migrations/*.sql)
 TREES := $(wildcard src tests benchmarks examples requirements)
 COMPILE := $(BIN)/uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --python-version 3.11 \
@@ -29,7 +29,7 @@ help: ## this list
 	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / { printf "make %-6s  %s\n", $$1, $$2 }' Makefile
 
 demo: ## the worked fleet on an embedded database: what was allowed, refused, and why
-	$(SETUP) runtime
+	$(SETUP) test
 	@$(BIN)/tenantry demo
 
 test: ## every test that needs nothing but Python packages
