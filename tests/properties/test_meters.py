@@ -44,9 +44,10 @@ class Walk:
             if chance.random() < 0.5:
                 self._change()
             self._batch()
-            # The plain call is a way of its own.
+            # The plain calls are ways of their own.
             for _ in range(chance.randrange(4)):
                 self.machine.take([self._item(chance.random() < 0.2)], [], slow=False)
+                self.machine.take([], [self._end()], slow=False)
 
     def _batch(self) -> None:
         chance = self.chance
