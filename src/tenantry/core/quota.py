@@ -12,7 +12,7 @@ LEVELS: Final[tuple[Level, ...]] = ("tenant", "workspace", "agent", "run")
 
 
 class MeterName(enum.StrEnum):
-    """The meters, in the order in which `begin` checks them.
+    """The meters. Where several refuse, `begin` names the first in the order of `decide.sql`.
 
     ``requests`` is a rate (GCRA); ``concurrent_runs`` and ``model_inflight`` are gauges; the ``_minute`` and
     ``_day`` meters count within a UTC minute or day, but at level ``run`` a ``_day`` meter counts the run's

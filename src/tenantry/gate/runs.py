@@ -39,8 +39,9 @@ if TYPE_CHECKING:
 
 DEADLINE_MS_MAX: Final = 24 * 3600 * 1000
 RUN_START: Final = ActionName("run.start")
-RECORD_BYTES: Final = 4_096
 RESULT_BYTES_MAX: Final = 1_048_576
+# A run's result is journaled when it ends, so there must be room for it from the beginning.
+RECORD_BYTES: Final = RESULT_BYTES_MAX + 4_096
 
 
 class Runs:
