@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 DEADLINE_MS_MAX: Final = 24 * 3600 * 1000
 RUN_START: Final = ActionName("run.start")
-RESULT_BYTES_MAX: Final = 1_048_576
+RESULT_BYTES_MAX: Final = 262_144
 # A run's result is journaled when it ends, so there must be room for it from the beginning.
 RECORD_BYTES: Final = RESULT_BYTES_MAX + 4_096
 
@@ -125,7 +125,7 @@ class Runs:
         Raises `NotFoundError` for a run that is not the scope's.
         """
         if result is not None and len(result) > RESULT_BYTES_MAX:
-            raise InvalidInputError("a run's result has at most 1 MiB", path="$.result")
+            raise InvalidInputError("a run's result has at most 256 KiB; larger output belongs into files", path="$.result")
         async with scope:
             row = await scope.fetch_one(self._statements["find_run"], scope.tenant_id, run_id)
         if row is None:
