@@ -6,8 +6,8 @@ from collections.abc import AsyncIterator
 
 import pytest
 from tests.integration.control.support import VALUES, Control, fleet_file, person
-from tests.support.gates import GateBench, ignore
 from tests.support.tenants import OPERATOR
+from tests.support.whole_gate import GateBench, ignore
 
 from tenantry.control.services import Services
 from tenantry.core.action import Outcome, OutcomeStatus

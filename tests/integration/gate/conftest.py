@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 
 import pytest
-from tests.support.gates import Bench, GateBench, Lanes
+from tests.support.gates import Bench, Lanes
+from tests.support.whole_gate import GateBench
 
 from tenantry.storage.connect import DatabaseTarget
 

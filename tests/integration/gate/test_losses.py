@@ -12,12 +12,8 @@ from tests.support.cluster import connect_as
 from tests.support.fixtures import MakeTenant
 from tests.support.gates import (
     Bench,
-    GateBench,
-    GoneDoor,
     Lanes,
-    answer_ok,
     check_log,
-    ignore,
     make_begin,
     make_model_begin,
     make_settle,
@@ -25,6 +21,7 @@ from tests.support.gates import (
     terminate_gate_backends,
 )
 from tests.support.tenants import TestTenant
+from tests.support.whole_gate import GateBench, GoneDoor, answer_ok, ignore
 
 from tenantry.core.action import Outcome, OutcomeStatus
 from tenantry.core.errors import StorageUnavailableError, UpstreamError

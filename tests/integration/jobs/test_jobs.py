@@ -12,7 +12,6 @@ import pytest
 from tests.support.cluster import connect_as
 from tests.support.fixtures import MakeTenant
 from tests.support.gates import (
-    GateBench,
     Lanes,
     add_run_scope,
     check_log,
@@ -23,6 +22,7 @@ from tests.support.gates import (
     turns_until,
 )
 from tests.support.tenants import ROOT_KEY, TestTenant, register_tenant
+from tests.support.whole_gate import GateBench
 
 from tenantry.core.clock import SystemClock
 from tenantry.core.ids import new_id
