@@ -81,7 +81,7 @@ async def test_callers_of_the_ledger_cancelled_anywhere(
         tasks = [asyncio.create_task(caller()) for _ in range(30)]
         cancels = [
             asyncio.create_task(cancel_after(task, chance.random() * 0.03, chance.randrange(3)))
-            for task in tasks
+            for task in tasks[5:]  # on a slow disk all the others may be cancelled before they began
         ]
         results = await asyncio.gather(*tasks, return_exceptions=True)
         await asyncio.gather(*cancels)
