@@ -24,9 +24,11 @@ def one_gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
 
 @pytest.fixture
 async def platform(three_gateways: Platform) -> AsyncIterator[Platform]:
-    """The shared platform with three gateways, all of them ready again afterwards."""
+    """The shared platform with three gateways; afterwards all are ready, and had no fault that nobody foresaw."""
     three_gateways.model.rules()
+    three_gateways.log.clear()
     yield three_gateways
+    assert three_gateways.faults() == []
     three_gateways.resume_all()
     await three_gateways.until_ready()
 

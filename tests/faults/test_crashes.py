@@ -127,10 +127,13 @@ async def check_after_crashes(
     )
 
 
-@pytest.mark.timeout(180)
 @pytest.mark.invariant(9)
 @pytest.mark.parametrize(
-    "kills", [pytest.param(12), pytest.param(200, marks=[pytest.mark.soak, pytest.mark.timeout(1800)])]
+    "kills",
+    [
+        pytest.param(12, marks=pytest.mark.timeout(180)),
+        pytest.param(200, marks=[pytest.mark.soak, pytest.mark.timeout(1800)]),
+    ],
 )
 async def test_killed_gateways_leak_nothing(
     platform: Platform, client: aiohttp.ClientSession, probe: Probe, kills: int

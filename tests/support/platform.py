@@ -15,6 +15,8 @@ import itertools
 import json
 import os
 import signal
+import subprocess
+import threading
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,8 +26,8 @@ import aiohttp
 
 from tenantry.storage.connect import DatabaseTarget
 from tenantry.storage.embedded_settings import DATABASE, PORT, SUPERUSER
+from tests.e2e.platforms import START_S, children_of, data_folder, launch
 from tests.e2e.platforms import Platform as Served
-from tests.e2e.platforms import children_of, data_folder, serving
 from tests.examples.servers import Server, running
 from tests.support.platform_client import Run, open_run
 from tests.support.platform_control import PlatformControl, open_control
@@ -44,6 +46,7 @@ class Platform:
     model: Server
     tickets: Server
     gateways: int
+    log: list[str]
     _stopped: set[int] = field(default_factory=set)
 
     @property
@@ -76,6 +79,10 @@ class Platform:
                 if Path(f"/proc/{pid}/comm").read_text().strip().startswith("postgres"):
                     return pid
         raise ProcessLookupError("no postmaster runs")
+
+    def faults(self) -> list[str]:
+        """What its processes logged as failures that nobody foresaw."""
+        return [line for line in self.log if "nobody foresaw" in line or "this process failed" in line]
 
     def stop(self, pid: int) -> None:
         """SIGSTOP, undone at the latest when the platform ends."""
@@ -160,8 +167,9 @@ def serve_platform(books: Path, *, gateways: int = 3) -> Iterator[Platform]:
             running("ticket_service.py", books / "tickets.jsonl", *credentials, "--ticket", "zd_99102")
         )
         data = stack.enter_context(data_folder())
-        served = stack.enter_context(serving(data, "--ephemeral", "--gateways", str(gateways)))
-        platform = Platform(served, model, tickets, gateways)
+        log: list[str] = []
+        served = stack.enter_context(_serving(data, log, "--ephemeral", "--gateways", str(gateways)))
+        platform = Platform(served, model, tickets, gateways, log)
         stack.callback(platform.resume_all)
         yield platform
 
@@ -171,6 +179,30 @@ async def running_platform(books: Path, *, gateways: int = 3) -> AsyncIterator[P
     """`serve_platform` for one test."""
     with serve_platform(books, gateways=gateways) as platform:
         yield platform
+
+
+@contextlib.contextmanager
+def _serving(data: Path, log: list[str], *options: str) -> Iterator[Served]:
+    """``tenantry up`` until the block ends, its log in memory; it never outlives this process."""
+    with launch(data, *options) as process:
+        stdin, stdout, stderr = process.stdin, process.stdout, process.stderr
+        assert stdin is not None and stdout is not None and stderr is not None
+        listener = threading.Thread(target=lambda: log.extend(stderr), daemon=True)
+        listener.start()
+        timer = threading.Timer(START_S, process.kill)
+        timer.start()
+        try:
+            word, _, url = stdout.readline().strip().partition(" ")
+            timer.cancel()
+            assert word == "ready", "".join(log)
+            yield Served(data, process, url)
+        finally:
+            timer.cancel()
+            process.terminate()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(30)
+            process.kill()
+            listener.join(5)
 
 
 def _listening_inode(port: int) -> str:
