@@ -39,7 +39,10 @@ class Reply:
 
 
 async def request(
-    client: aiohttp.ClientSession, method: str, path: str, **options: Any  # noqa: ANN401 - aiohttp's own
+    client: aiohttp.ClientSession,
+    method: str,
+    path: str,
+    **options: Any,  # noqa: ANN401 - aiohttp's own
 ) -> Reply:
     async with client.request(method, path, **options) as answer:
         headers = {name.lower(): value for name, value in answer.headers.items()}

@@ -10,18 +10,18 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-from tests.support.platform_fleet import MODEL_KEY, platform_document
-from tests.support.tenants import OPERATOR
 
 from tenantry.control.acknowledgements import Acknowledgements
 from tenantry.control.fleet import Fleet
-from tenantry.control.switches import SwitchOrder, SwitchResult, Switches
+from tenantry.control.switches import Switches, SwitchOrder, SwitchResult
 from tenantry.core.clock import SystemClock
 from tenantry.journal.admin import AdminJournal
 from tenantry.storage.connect import DatabaseTarget
 from tenantry.storage.database import PoolSizes, Shard
 from tenantry.storage.scope import Scopes
 from tenantry.storage.seal import RootKey
+from tests.support.platform_fleet import MODEL_KEY, platform_document
+from tests.support.tenants import OPERATOR
 
 CLOCK = SystemClock()
 
