@@ -94,7 +94,9 @@ async def test_an_outage_under_load(
         await asyncio.gather(*workers)
     statuses = collections.Counter(reply.status for reply in traffic.replies[before:])
     refused = [reply for reply in traffic.replies if reply.status != 200]
-    assert set(statuses) <= {200, 503, 423}, {reply.status: reply.body for reply in refused}
+    # 502: a call was under way when its gateway's lease lapsed, and nobody can say what the upstream did with it.
+    assert set(statuses) <= {200, 502, 503}, {reply.status: reply.body for reply in refused}
+    assert all(b"unknown_outcome" in reply.body for reply in refused if reply.status == 502)
     for reply in refused:
         if reply.status == 503:
             assert int(reply.headers["retry-after"]) >= 1

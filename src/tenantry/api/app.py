@@ -23,7 +23,7 @@ from tenantry.api.idempotency import Answer, Answers
 from tenantry.api.metrics import CONTENT_TYPE, Metrics
 from tenantry.api.openapi import openapi_document
 from tenantry.api.routes import ENDPOINTS
-from tenantry.control.errors import PolicyFrozenError
+from tenantry.control.errors import PolicyFrozenError, SwitchedMeanwhileError
 from tenantry.control.people import TooManyFailuresError
 from tenantry.control.services import Services
 from tenantry.core.clock import Clock
@@ -157,6 +157,10 @@ class ControlApp:
             case PolicyFrozenError():
                 problem: Problem | None = Problem(
                     423, "policy_frozen", "the tenant's policy is frozen", str(error)
+                )
+            case SwitchedMeanwhileError():
+                problem = Problem(
+                    409, "switched_meanwhile", "somebody else switched it meanwhile", str(error)
                 )
             case TooManyFailuresError():
                 problem = too_many_failures(error.wait_ms)

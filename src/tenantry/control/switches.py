@@ -14,6 +14,7 @@ from typing import Final, Literal
 import msgspec
 
 from tenantry.control.acknowledgements import Acknowledgements, InstanceAnswer
+from tenantry.control.errors import SwitchedMeanwhileError
 from tenantry.core.clock import Clock
 from tenantry.core.errors import (
     InvalidInputError,
@@ -46,6 +47,8 @@ Mode = Literal["normal", "read_only", "drafts_only", "approvals_only", "suspende
 WAIT_MS_MAX: Final = 60_000
 REASON_CHARACTERS_MAX: Final = 1_000
 ATTEMPTS: Final = 3
+# Of an order that undoes: each loses only to another switch of the same scope that took effect.
+UNDO_ATTEMPTS: Final = 16
 _LEVELS: Final = {word: level for level, word in LEVEL_WORDS.items()}
 _UNDONE_BY: Final[Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]]] = {
     # what a verb takes back: who may have done it since, and what had taken it back before
@@ -236,7 +239,7 @@ class Switches:
         subject: str,
         switch_id: SwitchId,
     ) -> Row:
-        for attempt in range(1, ATTEMPTS + 1):
+        for _ in range(UNDO_ATTEMPTS):
             epoch = await self._may_undo(principal, order, scope, level, subject)
             entry = self._journal.entry(
                 scope,
@@ -256,12 +259,12 @@ class Switches:
                     *_arguments(order, scope, level, subject, switch_id, epoch, entry),
                 )
             except StatementError as error:
-                if error.sqlstate == "40001" and attempt < ATTEMPTS:
+                if error.sqlstate == "40001":
                     continue
-                if error.sqlstate in {"P0002", "40001", "22021", "22000"}:
+                if error.sqlstate in {"P0002", "22021", "22000"}:
                     raise NotFoundError(f"there is no such {order.level}") from None
                 raise
-        raise AssertionError("the last attempt raises or returns")
+        raise SwitchedMeanwhileError(order.level)
 
     async def _commit_fleet(self, principal: Principal, order: SwitchOrder, switch_id: SwitchId) -> Row:
         return await self._send(

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from tenantry.storage.database import GateConnection
     from tenantry.storage.scope import BoundCall
 
-BATCH_SIZE: Final = 128
+BATCH_SIZE: Final = 32
 TENANT_ITEMS: Final = 32
 BEGIN_PATIENCE_S: Final = 5.0
 SETTLE_PATIENCE_S: Final = 120.0

@@ -68,7 +68,8 @@ class Gate:
         """Pass one action through the gate; when this returns it is settled, or was never begun.
 
         Cost: two database round trips, shared with whatever else is queued. Raises `KeyReuseError`,
-        `UnauthenticatedError` (the lease is lost), `StorageUnavailableError` (nothing was performed).
+        `UnauthenticatedError` (the lease is lost), `StorageUnavailableError` (nothing was performed), and
+        `LeaseLapsedError` (this process may not act just now; nothing was sent).
         """
         timings = Timings()
         begun = await self._begin(context.scope, context.subject, context.view, action, timings)
@@ -79,6 +80,10 @@ class Gate:
         performed = await self._go_out(context, begun, action, sink, timings)
         ended = self._clock.monotonic()
         settlement = make_settlement(context.scope, begun.item, performed.outcome, self._clock, action=action)
+        if performed.fault is not None:
+            # Nothing was sent, and the database may be what is missing: give it back when it can be given back.
+            self._ledger.settle_later(context.scope, settlement)
+            raise performed.fault
         await self._ledger.settle(context.scope, settlement)
         timings.upstream = (ended - started) * 1000
         timings.gate += (self._clock.monotonic() - ended) * 1000

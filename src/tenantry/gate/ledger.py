@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from tenantry.gate.calls import BeginItem, BeginResult, SettleResult
     from tenantry.storage.scope import TenantScope
 
+# A begin that takes longer is told as 'the database is away'; it is voided when it turns out to have begun.
+BEGIN_WAIT_S: Final = 4.0
+
 EMPTY_SHA256: Final = hashlib.sha256(b"").digest()
 
 
@@ -40,7 +43,13 @@ class Ledger:
         future = self._batcher.begin(scope.call("begin", item))
         self._open[item.action_id] = (self._clock.monotonic(), asyncio.Event())
         try:
-            result = await asyncio.shield(future)
+            async with asyncio.timeout(BEGIN_WAIT_S):
+                result = await asyncio.shield(future)
+        except TimeoutError:
+            future.add_done_callback(lambda done: self._abandon(scope, item, done))
+            raise StorageUnavailableError(
+                "the database did not answer in time; nothing was performed"
+            ) from None
         except asyncio.CancelledError:
             future.add_done_callback(lambda done: self._abandon(scope, item, done))
             raise

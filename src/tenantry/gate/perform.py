@@ -14,7 +14,7 @@ from tenantry.core.action import Outcome, OutcomeStatus
 from tenantry.core.errors import EgressDeniedError, LeaseLapsedError, UpstreamError
 from tenantry.core.ids import PolicyId, SwitchId
 from tenantry.core.quota import Usage
-from tenantry.core.verdict import Denied, ProviderDegraded, Suspended, Verdict
+from tenantry.core.verdict import Denied, ProviderDegraded, Suspended, UnknownOutcome, Verdict
 from tenantry.gate.ports import AdapterCall, ProviderDegradedError
 from tenantry.switches.board import LEVEL_WORDS, LiveKeys, Stop
 from tenantry.switches.guard import StoppedError
@@ -34,10 +34,11 @@ NOTHING_USED: Final = Usage()
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Performed:
-    """``refusal`` stands in for `Allowed` when the action was stopped on its way out."""
+    """``refusal`` stands in for `Allowed` when the action was stopped on its way out; ``fault`` is our own."""
 
     outcome: Outcome
     refusal: Verdict | None = None
+    fault: LeaseLapsedError | None = None
 
 
 class Perform:
@@ -90,10 +91,16 @@ class Perform:
     def _stopped(self, error: BaseException, keys: LiveKeys, action: Action) -> Performed:
         """An adapter's exception as outcome and verdict; what was certainly not sent used nothing."""
         match error:
-            case StoppedError():
-                return Performed(_cut(action, str(error)), _suspended(error.stop))
+            case StoppedError(stop=None):
+                # This process may act for nobody any more, and cannot say what the upstream did.
+                return Performed(_cut(action, str(error)), UnknownOutcome(action.action_id))
+            case StoppedError(stop=Stop() as ended_by):
+                return Performed(_cut(action, str(error)), _suspended(ended_by))
             case LeaseLapsedError():
-                verdict: Verdict = _suspended(self._instance.find_stop(keys))
+                stop = self._instance.find_stop(keys)
+                if stop is None:
+                    return Performed(_void(str(error)), fault=error)
+                verdict: Verdict = _suspended(stop)
             case ProviderDegradedError():
                 verdict = ProviderDegraded(error.provider, error.retry_after_ms)
             case EgressDeniedError():
@@ -103,7 +110,7 @@ class Perform:
             case _:
                 unknown = Outcome(OutcomeStatus.UNKNOWN, None, action.estimate, detail=type(error).__name__)
                 return Performed(unknown)
-        return Performed(Outcome(OutcomeStatus.VOID, None, NOTHING_USED, detail=str(error)), verdict)
+        return Performed(_void(str(error)), verdict)
 
 
 def _cut(action: Action, detail: str) -> Outcome:
@@ -111,10 +118,11 @@ def _cut(action: Action, detail: str) -> Outcome:
     return Outcome(OutcomeStatus.CUT, None, action.estimate, detail=detail)
 
 
-def _suspended(stop: Stop | None) -> Suspended:
-    """A switch as this process knows it; None: its own lease lapsed, and it may not act for anybody."""
-    if stop is None:
-        return Suspended(
-            None, "lapsed", "fleet", "the platform", None, "this gateway lost its lease; try again"
-        )
+def _void(detail: str) -> Outcome:
+    """Certainly not one byte was sent."""
+    return Outcome(OutcomeStatus.VOID, None, NOTHING_USED, detail=detail)
+
+
+def _suspended(stop: Stop) -> Suspended:
+    """A switch as this process knows it."""
     return Suspended(SwitchId(stop.switch_id), stop.mode, LEVEL_WORDS[stop.level], "", None)

@@ -125,7 +125,9 @@ class Runs:
         Raises `NotFoundError` for a run that is not the scope's.
         """
         if result is not None and len(result) > RESULT_BYTES_MAX:
-            raise InvalidInputError("a run's result has at most 256 KiB; larger output belongs into files", path="$.result")
+            raise InvalidInputError(
+                "a run's result has at most 256 KiB; larger output belongs into files", path="$.result"
+            )
         async with scope:
             row = await scope.fetch_one(self._statements["find_run"], scope.tenant_id, run_id)
         if row is None:

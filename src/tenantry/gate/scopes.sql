@@ -216,15 +216,19 @@ declare
     v_position bigint;
 begin
     perform set_config('app.tenants', array[p_tenant]::text, true);
-    perform from tenantry.scopes s
-    where s.tenant_id = p_tenant and (s.level, s.subject_id) in ((0, p_tenant), (p_level, p_subject))
-    order by s.tenant_id, s.level, s.subject_id
-    for no key update of s;
-    if p_expected_epoch is not null and not exists (
+    -- One probe by whole key each, in lock order: a tenant may have many scopes.
+    perform
+    from (values (0::smallint, p_tenant), (nullif(p_level, 0::smallint), p_subject)) w(level, subject_id)
+    cross join lateral (
         select from tenantry.scopes s
-        where s.tenant_id = p_tenant and s.level = p_level and s.subject_id = p_subject and s.epoch = p_expected_epoch
+        where s.tenant_id = p_tenant and s.level = w.level and s.subject_id = w.subject_id
+        for no key update
+    ) held;
+    if p_expected_epoch is not null and exists (
+        select from tenantry.scopes s
+        where s.tenant_id = p_tenant and s.level = p_level and s.subject_id = p_subject and s.epoch <> p_expected_epoch
     ) then
-        raise exception 'the scope was switched meanwhile, or does not exist' using errcode = 'serialization_failure';
+        raise exception 'the scope was switched meanwhile' using errcode = 'serialization_failure';
     end if;
     select * into v_switch from tenantry.switch_v1(
         p_tenant, p_level, p_subject, p_verb, p_mode, p_expires_at, p_by, p_reason, p_switch_id);

@@ -63,7 +63,9 @@ class Views:
         task = self._loading.get(scope.tenant_id)
         if task is None:
             task = asyncio.create_task(self._load(scope))
-            task.add_done_callback(lambda done: done.cancelled() or done.exception())  # every waiter may have gone
+            task.add_done_callback(
+                lambda done: done.cancelled() or done.exception()
+            )  # every waiter may have gone
             self._loading[scope.tenant_id] = task
         # A caller that goes away must not take the load from the others.
         return await asyncio.shield(task)
