@@ -124,7 +124,7 @@ class World:
         ledger = Ledger(batcher, self.clock)
         begin = Begin(ledger, self._views, self._labels, self.clock)
         gate = Gate(
-            Identify(self._tokens, self.scopes, self._views, self.clock),
+            Identify(self._tokens, self.scopes, self._views),
             begin,
             FetchCredential(self._broker),
             Perform(Instant(), self.instance, self.clock),

@@ -218,7 +218,7 @@ class Gateway:
         views, labels = Views(), KnownLabels()
         begin = Begin(self._ledger, views, labels, clock)
         gate = Gate(
-            Identify(tokens, scopes, views, clock),
+            Identify(tokens, scopes, views),
             begin,
             FetchCredential(Broker(clock)),
             Perform(self._adapters, instance, clock),

@@ -129,7 +129,7 @@ class GateBench:
             views, labels = Views(), KnownLabels()
             begin = Begin(lanes.ledger, views, labels, clock)
             gate = Gate(
-                Identify(tokens, lanes.scopes, views, clock),
+                Identify(tokens, lanes.scopes, views),
                 begin,
                 FetchCredential(Broker(clock)),
                 Perform(adapter, instance, clock),
@@ -154,12 +154,16 @@ class GateBench:
 
     async def open_run(self, tenant: TestTenant) -> RunContext:
         """A run of the tenant's agent, opened by the gate, and its context as the doors have it."""
+        return await self.gate.identify(await self.open_token(tenant))
+
+    async def open_token(self, tenant: TestTenant) -> str:
+        """The token of a run that the gate opened."""
         opened = await self.gate.open_run(
             tenant.admin,
             OpenRun(tenant.tenant_id, tenant.agent_id, None, "attached", b"{}", 600_000),
         )
         assert opened.token is not None, opened.result.verdict
-        return await self.gate.identify(opened.token)
+        return opened.token
 
     def action(self, *, key: str | None = None, body: bytes = b"{}", write: bool = False) -> Action:
         """One ticket call."""

@@ -10,17 +10,15 @@ from tenantry.core.labels import NO_LABELS
 from tenantry.gate.context import RunContext, Subject
 
 if TYPE_CHECKING:
-    from tenantry.core.clock import Clock
     from tenantry.core.ids import RunId, TenantId
     from tenantry.core.labels import Labels
     from tenantry.core.run import RunClaims
     from tenantry.gate.views import TenantView, Views
     from tenantry.identity.tokens import RunTokens
-    from tenantry.storage.scope import Scopes, TenantScope
+    from tenantry.storage.scope import Scopes
 
 LABELLED_RUNS_MAX: Final = 50_000
-CONTEXTS_MAX: Final = 10_000
-CONTEXT_S: Final = 30.0
+SUBJECTS_MAX: Final = 10_000
 
 
 class KnownLabels:
@@ -47,40 +45,39 @@ class KnownLabels:
 class Identify:
     """Proves a run token and finds the tenant's view; no round trip once both are in memory."""
 
-    def __init__(self, tokens: RunTokens, scopes: Scopes, views: Views, clock: Clock) -> None:
+    def __init__(self, tokens: RunTokens, scopes: Scopes, views: Views) -> None:
         self._tokens = tokens
         self._scopes = scopes
         self._views = views
-        self._clock = clock
-        self._contexts: OrderedDict[RunClaims, tuple[float, RunContext]] = OrderedDict()
+        self._subjects: OrderedDict[RunClaims, tuple[TenantView, Subject]] = OrderedDict()
 
     async def __call__(self, token: str) -> RunContext:
         """Raises `UnauthenticatedError`; `StorageUnavailableError` when the view has to be loaded and cannot.
 
-        A context is kept for `CONTEXT_S` and as long as its view is the current one.
+        A subject is kept as long as its view is the current one. The scope is each request's own: it carries one
+        transaction at a time.
         """
         claims = self._tokens.find_cached(token) or self._tokens.verify(token)
-        now = self._clock.monotonic()
-        until, known = self._contexts.get(claims, (0.0, None))
-        if known is not None and now < until and await self._views.get(known.scope) is known.view:
-            return known
         scope = await self._scopes.for_run(claims)
-        context = _make_context(scope, claims, await self._views.get(scope))
-        self._contexts[claims] = (now + CONTEXT_S, context)
-        self._contexts.move_to_end(claims)
-        if len(self._contexts) > CONTEXTS_MAX:
-            self._contexts.popitem(last=False)
-        return context
+        view = await self._views.get(scope)
+        known_view, subject = self._subjects.get(claims, (None, None))
+        if subject is None or known_view is not view:
+            subject = _make_subject(claims, view)
+            self._subjects[claims] = (view, subject)
+            self._subjects.move_to_end(claims)
+            if len(self._subjects) > SUBJECTS_MAX:
+                self._subjects.popitem(last=False)
+        return RunContext(scope, claims, subject, view)
 
 
-def _make_context(scope: TenantScope, claims: RunClaims, view: TenantView) -> RunContext:
-    """The context of a run under one view. Raises `UnauthenticatedError` when its agent is no more."""
+def _make_subject(claims: RunClaims, view: TenantView) -> Subject:
+    """Who acts, under one view. Raises `UnauthenticatedError` when its agent is no more."""
     agent = view.facts.agents.get(claims.agent_id)
     workspace = view.facts.workspaces.get(claims.workspace_id)
     if agent is None or workspace is None:
         msg = "the run's agent or workspace does not exist any more"
         raise UnauthenticatedError(msg)
-    subject = Subject(
+    return Subject(
         tenant_id=claims.tenant_id,
         workspace_id=claims.workspace_id,
         workspace=workspace,
@@ -92,4 +89,3 @@ def _make_context(scope: TenantScope, claims: RunClaims, view: TenantView) -> Ru
         principal_id=claims.principal_id,
         deadline_at=claims.expires_at,
     )
-    return RunContext(scope, claims, subject, view)
