@@ -30,4 +30,5 @@ async def test_requests_of_one_run_have_scopes_of_their_own(gate: GateBench, mak
             return str(row["state"])
 
     async with asyncio.timeout(10):
-        assert await asyncio.gather(read(first), read(second)) == ["running", "running"]
+        states = await asyncio.gather(read(first), read(second))
+    assert set(states) == {"running"}
