@@ -29,6 +29,8 @@ from tenantry.settings import agent_environment
 from tenantry_client import ApiError, Client, ClientError, OpenedRun
 
 PIECE_BYTES: Final = 64 * 1024
+# Once more as JSON, a character of text that is JSON already takes two bytes at most, but for those above ASCII.
+TEXT_CHARACTERS_MAX: Final = 40_000
 FORWARDED: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 # The program is gone, but something that it started may hold its stdout open.
 PIPE_S: Final = 5.0
@@ -161,9 +163,9 @@ class Program:
             except ApiError as error:
                 if error.path is None or not error.path.startswith("$.result"):
                     raise
-                # A result that JSON allows and the platform does not hold goes as text.
+                # A result that JSON allows and the platform does not hold goes as text, its end at least.
                 text = msgspec.json.encode(tail.result()).decode("utf-8", "replace")
-                self._client.finish_run(opened, state=state, result=text)
+                self._client.finish_run(opened, state=state, result=text[-TEXT_CHARACTERS_MAX:])
         except ClientError as error:
             return state, False, str(error)
         return state, True, None
