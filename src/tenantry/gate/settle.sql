@@ -2,7 +2,7 @@
 -- transaction, after every scope row named here was locked in the global order; never called alone.
 
 -- name: settle :script
--- One row an item, in the order of `p_*`. codes: settled | already (somebody, usually the reaper, ended it before) |
+-- One row an item of `p_items`. codes: settled | already (somebody, usually the reaper, ended it before) |
 -- unknown (no such action of this tenant in this scope) | skipped (a scope was locked by somebody else).
 --
 -- The amounts reserved are read from the journal row, never from the caller. What was used replaces them in the window
